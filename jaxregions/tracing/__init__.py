@@ -1,0 +1,1 @@
+"""From a function to its switching values: the only room that touches jax.extend."""
