@@ -69,6 +69,8 @@ class Window:
             )
         if not is_traced(radius) and not (np.asarray(radius) > 0).all():
             raise ValueError(f"radius: expected > 0, received {np.min(np.asarray(radius))}")
+        if radius.shape == ():
+            radius = _broadcast(radius, batch)
         shift = None
         if anchor is not None:
             if basis is None:
@@ -98,16 +100,21 @@ class Window:
         Raises:
           ValueError: wrong shapes, points on one line.
         """
-        points = np.stack([np.asarray(as_array(p, f"p{i}"), np.float64)
-                           for i, p in enumerate((p0, p1, p2))])
+        points = np.stack(
+            [np.asarray(as_array(p, f"p{i}"), np.float64) for i, p in enumerate((p0, p1, p2))]
+        )
         if points.ndim != 2 or points.shape[1] < 2:
-            raise ValueError(f"expected three points of shape (d,), d >= 2, received {points.shape}")
+            raise ValueError(
+                f"expected three points of shape (d,), d >= 2, received {points.shape}"
+            )
         require_finite(points, "points")
         edges = (points[1:] - points[0]).T
         basis, triangle = np.linalg.qr(edges)
         scale = np.linalg.norm(edges, axis=0).max()
         if abs(np.diag(triangle)).min() <= 8 * np.finfo(np.float64).eps * scale:
-            raise ValueError("expected three points that are not on one line, received collinear ones")
+            raise ValueError(
+                "expected three points that are not on one line, received collinear ones"
+            )
         basis = basis * np.sign(np.diag(triangle)) + 0.0
         center = points.mean(axis=0)
         radius = float(np.abs((points - center) @ basis).max()) * float(margin)
@@ -162,11 +169,10 @@ class Window:
                 return value
             return value.reshape(shape + value.shape[old:])
 
-        per_axis = self.radius.ndim == self.center.ndim
         return build(
             Window,
             center=move(self.center, 1),
-            radius=self.radius if self.radius.ndim == 0 else move(self.radius, int(per_axis)),
+            radius=self.radius.reshape(shape + self.radius.shape[old:]),
             basis=move(self.basis, 2),
             anchor=move(self.anchor, 1),
             shift=move(self.shift, 1),
@@ -184,7 +190,7 @@ class Window:
         return build(
             Window,
             center=self.center[index],
-            radius=self.radius[index] if self.radius.ndim else self.radius,
+            radius=self.radius[index],
             basis=pick(self.basis, 2),
             anchor=pick(self.anchor, 1),
             shift=pick(self.shift, 1),

@@ -1,0 +1,479 @@
+"""Exact region counts of a hyperplane arrangement in windows of one, two or three dimensions.
+
+Deletion-restriction over the open window W, hyperplanes H_1 .. H_m distinct and refining:
+
+    N(W) = 1 + sum_i N(W n H_i; H_1 .. H_{i-1}),
+
+applied until a line is left, on which N is 1 plus the number of distinct crossing points inside W.
+So everything comes down to lines and the earlier hyperplanes that cross them. A jitted pass does
+all lines of all windows in ball arithmetic; a line on which any decision stays open (coincident
+crossings, a crossing on the boundary, parallels) is counted again in rational arithmetic.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxregions import _criterion, exact
+from jaxregions._criterion import Problem
+from jaxregions._records import is_traced
+from jaxregions.exact import Ball
+from jaxregions.hyperplanes import Hyperplanes, _check_pair
+from jaxregions.windows import Window
+
+__all__ = ["ArrangementCounts", "count_arrangement"]
+
+_PAIRS = 1 << 18  # line-hyperplane pairs of one jitted step
+
+
+class ArrangementCounts(NamedTuple):
+    """Per window, each of the windows' leading shape.
+
+    regions: int64, exact number of full-dimensional cells of the arrangement in the open window.
+    hyperplanes: int64, distinct hyperplanes that refine it.
+    certified: bool, every decision proven (True throughout: what floats leave open is settled in
+        rational arithmetic).
+    rechecked: int64, lines that were counted in rational arithmetic.
+    """
+
+    regions: np.ndarray
+    hyperplanes: np.ndarray
+    certified: np.ndarray
+    rechecked: np.ndarray
+
+
+def count_arrangement(planes: Hyperplanes, windows: Window) -> ArrangementCounts:
+    """Exact number of regions that the hyperplanes cut each open window into; k = 1, 2, 3.
+
+    N = sum over flats F of the arrangement that meet the window of |mu(F)| (Zaslavsky in a convex
+    window); for n hyperplanes through one interior point in general position N = 2 sum_{j<k}
+    C(n-1, j). Concurrent, parallel, duplicate and tangent hyperplanes are counted exactly.
+
+    Args:
+      planes: shared (n, d), or one family per window with the windows' leading axes.
+      windows: dimension k <= 3 (slices of any input dimension through ``basis``).
+
+    Raises:
+      ValueError: k > 3, shapes that do not fit, traced arguments (the result is exact, so it needs
+        the numbers).
+
+    Source: README, "The mathematics", regions; T. Zaslavsky, Facing up to arrangements (1975).
+    """
+    _check_pair(planes, windows)
+    if is_traced(planes, windows):
+        raise ValueError("expected concrete hyperplanes and windows, received traced ones")
+    if windows.dimension > 3:
+        raise ValueError(
+            f"expected windows of dimension 1, 2 or 3, received {windows.dimension}; take a slice "
+            "(Window(..., basis=...)) or bracket the count from hits (region_bracket)"
+        )
+    task = _criterion.problem(planes, windows)
+    regions = np.ones(len(task.anchor), np.int64)
+    distinct = np.zeros(len(task.anchor), np.int64)
+    rechecked = np.zeros(len(task.anchor), np.int64)
+    sign, _ = _criterion.relation(task)
+    hit = (sign > 0).reshape(len(sign), -1)
+    hits = hit.sum(1)
+    # Few distinct shapes, so few compilations: padded sizes are powers of two from 16 up.
+    sizes = np.where(hits > 0, _power_of_two(np.maximum(hits, 16)), 0)
+    for size in np.unique(sizes[sizes > 0]):
+        rows = np.flatnonzero(sizes == size)
+        most = max(1, _PAIRS // size ** min(task.radius.shape[1], 2))
+        chunk = most if len(rows) > 16 else min(most, 16 if len(rows) > 1 else 1)
+        for start in range(0, len(rows), chunk):
+            part = rows[start : start + chunk]
+            counted = _count_chunk(task, part, hit[part], int(size), int(chunk))
+            regions[part], distinct[part], rechecked[part] = counted
+    shape = windows.batch_shape
+    return ArrangementCounts(
+        regions.reshape(shape),
+        distinct.reshape(shape),
+        np.ones(shape, bool),
+        rechecked.reshape(shape),
+    )
+
+
+def region_bracket(hits: Any, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+    """Proven bounds on the regions of one layer in one parent region, from its hits alone.
+
+    1 + m <= N <= sum_{j=0}^{min(k, m)} C(m, j), m distinct refining hyperplanes. The upper bound is
+    a float64 that is rounded up once it passes 2^53.
+
+    Raises:
+      ValueError: negative hits, dimension < 1.
+
+    Source: README, "The mathematics", regions.
+    """
+    hits = np.asarray(hits)
+    if dimension < 1 or (hits < 0).any():
+        raise ValueError(
+            f"expected hits >= 0 and dimension >= 1, received {hits.min()}, {dimension}"
+        )
+
+    def upper(m: int) -> float:
+        total, term = 1, 1
+        for j in range(1, min(dimension, m) + 1):
+            term = term * (m - j + 1) // j
+            total += term
+        if total > 1 << 1023:
+            return np.inf
+        return float(total) if total <= 1 << 53 else float(np.nextafter(float(total), np.inf))
+
+    table = {m: upper(m) for m in np.unique(hits).tolist()}
+    return 1 + hits, np.vectorize(table.__getitem__, otypes=[float])(hits)
+
+
+def _power_of_two(n: Any) -> Any:
+    """The smallest power of two >= n, for n >= 1."""
+    return 1 << np.ceil(np.log2(n)).astype(np.int64)
+
+
+class _Rows(NamedTuple):
+    """Some windows' refining hyperplanes g . u + h = 0 in the box |u_j| < 1, padded to one size."""
+
+    index: np.ndarray  # (W, m) position in the flattened (unit, breakpoint) list, -1 padding
+    unit: np.ndarray  # (W, m)
+    slope: Ball  # (W, m, k)
+    value: Ball  # (W, m)
+    concurrent: np.ndarray  # (W, m): known to pass through the window's common point
+    common: Ball  # (W, k)
+    inside: np.ndarray  # (W,): the common point lies in the open window
+
+
+def _count_chunk(task: Problem, part: np.ndarray, hit: np.ndarray, size: int, chunk: int):
+    """regions, distinct hyperplanes and rational lines of a few windows with similar many hits."""
+    rows = _gather(task, part, hit, size)
+    active = rows.index >= 0
+    _drop_duplicates(task, part, rows, active)
+    k = task.radius.shape[1]
+    with jax.enable_x64(True):
+        padded = jax.tree.map(lambda a: _pad_rows(a, chunk), (rows, active))
+        crossings, meets, settled = _LINES[k](padded[0]._replace(index=None), padded[1])
+    crossings, meets, settled = (np.array(a)[: len(part)] for a in (crossings, meets, settled))
+    open_lines = np.argwhere(~settled)
+    cache: dict[int, _Exact] = {}
+    for w, *line in open_lines:
+        if w not in cache:
+            cache.clear()
+            cache[w] = _Exact(task, part[w], rows.index[w], active[w])
+        counted = cache[w].line(*line)
+        meets[(w, *line)], crossings[(w, *line)] = counted is not None, counted or 0
+    distinct = active.sum(1)
+    lines = np.where(meets, 1 + crossings, 0).reshape(len(part), -1).sum(1)
+    regions = 1 + lines + (distinct if k == 3 else 0) - (1 if k == 1 else 0)
+    return regions, distinct, np.bincount(open_lines[:, 0], minlength=len(part))
+
+
+def _pad_rows(array: np.ndarray, chunk: int) -> np.ndarray:
+    return np.pad(array, ((0, chunk - len(array)),) + ((0, 0),) * (array.ndim - 1))
+
+
+def _gather(task: Problem, part: np.ndarray, hit: np.ndarray, size: int) -> _Rows:
+    count, breaks = len(part), task.offset.shape[2]
+    d, k = task.anchor.shape[1], task.radius.shape[1]
+    index = np.argsort(~hit, axis=1, kind="stable")[:, :size]
+    index = np.pad(index, ((0, 0), (0, size - index.shape[1])))
+    padding = np.arange(size) >= hit.sum(1)[:, None]
+    unit = index // breaks
+    plane = np.zeros((count, 1), int) if len(task.normal) == 1 else part[:, None]
+    normal = task.normal[plane, unit]
+    offset = task.offset[plane, unit, index % breaks]
+    moved, extent = _criterion.displacement(task, part)
+    basis = np.eye(d) if task.basis is None else task.basis[0 if len(task.basis) == 1 else part]
+    radius = task.radius[part][:, None]
+    slope = (normal @ basis) * radius
+    bound = exact.gamma(d + 8, np.float64)
+    slope_error = bound * (abs(normal) @ abs(basis)) * radius
+    value = np.einsum("wmd,wd->wm", normal, moved) - offset
+    value_error = exact.gamma(2 * (d + k) + 16, np.float64) * (
+        extent[:, None] * np.linalg.norm(normal, axis=-1) + abs(offset)
+    )
+    # Rows scaled by powers of two: exact, and the crossings stay where they are.
+    scale = np.ldexp(1.0, -np.frexp(abs(slope).max(-1))[1])
+    common, concurrent, inside = _common_points(task, part)
+    index = np.where(padding, -1, index)
+    return _Rows(
+        index,
+        np.where(padding, -1, unit),
+        Ball(slope * scale[..., None], slope_error * scale[..., None] + _SMALL),
+        Ball(value * scale, value_error * scale + _SMALL),
+        (offset == 0) & concurrent[:, None] & ~padding,
+        common,
+        inside,
+    )
+
+
+_SMALL = np.finfo(np.float64).tiny
+
+
+def _common_points(task: Problem, part: np.ndarray) -> tuple[Ball, np.ndarray, np.ndarray]:
+    """Where the hyperplanes' point p lies in each window, (W, k) in units of the radius.
+
+    Also whether p lies in the window's slice exactly, and whether inside the open window. All
+    hyperplanes with offset exactly 0 pass through p: knowing that spares the rational arithmetic
+    that their crossings would need.
+    """
+    point = task.point[0 if len(task.point) == 1 else part]
+    moved = point - task.anchor[part]
+    radius = task.radius[part]
+    if task.basis is None:
+        mid = moved / radius
+        ball = Ball(mid, abs(mid) * exact.gamma(4, np.float64) + _SMALL)
+        inside = abs(moved) < radius
+        for w, j in np.argwhere(abs(abs(mid) - 1) <= exact.gamma(8, np.float64)):
+            gap = exact.rational(np.broadcast_to(point, moved.shape)[w, j])
+            gap = abs(gap - exact.rational(task.anchor[part[w], j]))
+            inside[w, j] = gap < exact.rational(radius[w, j])
+        return ball, np.ones(len(part), bool), inside.all(1)
+    k = radius.shape[1]
+    mid = np.zeros((len(part), k))
+    known, inside = np.zeros(len(part), bool), np.zeros(len(part), bool)
+    basis = np.broadcast_to(task.basis, (len(task.anchor), *task.basis.shape[1:]))
+    for w, row in enumerate(part):
+        coordinates = _slice_coordinates(
+            basis[row], moved[w], task.anchor[row], np.broadcast_to(point, moved.shape)[w]
+        )
+        if coordinates is None:
+            continue
+        if task.shift is not None:
+            coordinates = coordinates - exact.rationals(task.shift[row])
+        scaled = coordinates / exact.rationals(radius[w])
+        mid[w] = [float(exact.key(u)[0] / exact.key(u)[1]) for u in scaled]
+        known[w], inside[w] = True, all(abs(u) < 1 for u in scaled)
+    return Ball(mid, abs(mid) * exact.gamma(2, np.float64) + _SMALL), known, inside
+
+
+def _slice_coordinates(basis, moved, anchor, point) -> np.ndarray | None:
+    """The exact u with anchor + basis u = point, or None if there is none (or none near)."""
+    if not moved.any():
+        return exact.rationals(np.zeros(basis.shape[1]))
+    u, *_ = np.linalg.lstsq(basis, moved, rcond=None)
+    slack = np.sqrt(np.finfo(np.float64).eps) * (abs(basis) @ abs(u) + abs(anchor) + abs(point))
+    if (abs(basis @ u - moved) > slack).any():
+        return None
+    matrix = exact.rationals(basis)
+    target = exact.rationals(point) - exact.rationals(anchor)
+    u = exact.solve(matrix.T @ matrix, matrix.T @ target)
+    return u if all(r == 0 for r in matrix @ u - target) else None
+
+
+def _drop_duplicates(task: Problem, part: np.ndarray, rows: _Rows, active: np.ndarray) -> None:
+    """Clears ``active`` for every hyperplane that is the same set as an earlier one.
+
+    Same sets have proportional coefficients, so a weighted norm of them over the plain one agrees
+    to rounding; only neighbours in that order are compared, as rationals.
+    """
+    coefficients = np.concatenate([rows.slope.mid, rows.value.mid[..., None]], axis=-1)
+    error = np.concatenate([rows.slope.rad, rows.value.rad[..., None]], axis=-1).max(-1)
+    # Scale-free and sign-free; its derivative is at most 16 (k + 1) as the largest slope is >= 1/2.
+    weights = np.random.default_rng(0).uniform(1, 2, coefficients.shape[-1])
+    squares = coefficients**2
+    norm = (squares @ weights) / np.where(active, squares.sum(-1), 1.0)
+    slack = 64 * coefficients.shape[-1] * (error + exact.unit_roundoff(np.float64))
+    norm = np.where(active, norm, np.inf)
+    order = np.argsort(norm, axis=1)
+    ordered, reach = np.take_along_axis(norm, order, 1), np.take_along_axis(slack, order, 1)
+    with np.errstate(invalid="ignore"):
+        near = np.diff(ordered, axis=1) <= reach[:, 1:] + reach[:, :-1]
+    for w in np.flatnonzero(near.any(1)):
+        rational = _Exact(task, part[w], rows.index[w], active[w])
+        run: dict[Any, int] = {}
+        for position, joined in zip(order[w], [False, *near[w]], strict=True):
+            run = run if joined else {}
+            if not active[w, position]:
+                continue
+            canonical = rational.canonical(position)
+            other = run.setdefault(canonical, position)
+            if other != position:
+                active[w, max(other, position)] = False
+                run[canonical] = min(other, position)
+
+
+def _line_count(origin: Ball, direction: Ball, rows: _Rows, earlier, on_common, known):
+    """Crossings of one line with earlier hyperplanes inside the window.
+
+    Returns (distinct crossings, whether the line meets the open window, whether all is proven).
+    ``known``: the line is known to meet the window.
+    """
+    slope, value = rows.slope, rows.value
+    edge = Ball.exact(jnp.ones(()))
+    centre = -(origin / direction)
+    half = edge / Ball(abs(direction.mid), direction.rad)
+    low, high = exact.ball_max(centre - half, 0), exact.ball_min(centre + half, 0)
+    rate, level = _dot(slope, direction), value + _dot(slope, origin)
+    crossing = -(level / rate)
+    pinned = earlier & rows.concurrent & on_common
+    regular = earlier & ~pinned
+    within = exact.certainly_less(low, crossing) & exact.certainly_less(crossing, high)
+    outside = exact.certainly_less(crossing, low) | exact.certainly_less(high, crossing)
+    centred = rows.common - origin
+    common = _dot(centred, direction) / _dot(direction, direction)
+    keep = jnp.append(regular & within, pinned.any() & rows.inside)
+    mid = jnp.where(keep, jnp.append(crossing.mid, common.mid), jnp.inf)
+    rad = jnp.where(keep, jnp.append(crossing.rad, common.rad), 0.0)
+    mid, rad = jax.lax.sort((mid, rad), num_keys=1)
+    apart = exact.certainly_less(Ball(mid[:-1], rad[:-1]), Ball(mid[1:], rad[1:]))
+    apart = apart | jnp.isposinf(mid[1:])
+    misses = jnp.logical_and(exact.certainly_less(high, low), not known)
+    meets = jnp.logical_or(exact.certainly_less(low, high), known)
+    decided = jnp.all(~earlier | rate.nonzero()) & jnp.all(~regular | within | outside)
+    settled = misses | (meets & decided & jnp.all(apart))
+    return jnp.sum(keep), meets & ~misses, settled
+
+
+def _dot(a: Ball, b: Ball) -> Ball:
+    """sum_j a_j b_j over the last axis (k <= 3 terms)."""
+    total = a[..., 0] * b[..., 0]
+    for j in range(1, b.mid.shape[-1]):
+        total = total + a[..., j] * b[..., j]
+    return total
+
+
+def _stack(*parts: Ball) -> Ball:
+    return Ball(jnp.stack([p.mid for p in parts], -1), jnp.stack([p.rad for p in parts], -1))
+
+
+def _cross(a: Ball, b: Ball) -> Ball:
+    return _stack(
+        *(a[(j + 1) % 3] * b[(j + 2) % 3] - a[(j + 2) % 3] * b[(j + 1) % 3] for j in range(3))
+    )
+
+
+def _scaled(factor: Ball, vector: Ball) -> Ball:
+    return Ball(factor.mid[..., None], factor.rad[..., None]) * vector
+
+
+def _one_line(rows: _Rows, active):
+    """k = 1: the window itself is the line."""
+    zero, one = Ball.exact(jnp.zeros(1)), Ball.exact(jnp.ones(1))
+    count, meets, settled = _line_count(zero, one, rows, active, True, True)
+    return count[None], jnp.asarray(meets)[None], settled[None]
+
+
+def _lines_in_plane(rows: _Rows, active):
+    """k = 2: the hyperplanes are the lines."""
+
+    def line(i):
+        slope, value = rows.slope[i], rows.value[i]
+        direction = _stack(-slope[1], slope[0])
+        origin = _scaled(-(value / _dot(slope, slope)), slope)
+        earlier = active & (jnp.arange(active.size) < i) & (rows.unit != rows.unit[i])
+        count, meets, settled = _line_count(
+            origin, direction, rows, earlier, rows.concurrent[i], True
+        )
+        return count, meets & active[i], settled | ~active[i]
+
+    return jax.vmap(line)(jnp.arange(active.size))
+
+
+def _lines_in_space(rows: _Rows, active):
+    """k = 3: the lines are the intersections of two hyperplanes, (i, j) with j < i."""
+    position = jnp.arange(active.size)
+
+    def line(i, j):
+        a, b = rows.slope[i], rows.slope[j]
+        direction = _cross(a, b)
+        size = _dot(direction, direction)
+        origin = _scaled(rows.value[i], _cross(b, direction))
+        origin = origin + _scaled(rows.value[j], _cross(direction, a))
+        origin = -Ball(origin.mid, origin.rad) / Ball(size.mid[None], size.rad[None])
+        exists = active[i] & active[j] & (j < i) & (rows.unit[i] != rows.unit[j])
+        other = (rows.unit != rows.unit[i]) & (rows.unit != rows.unit[j])
+        on_common = rows.concurrent[i] & rows.concurrent[j]
+        earlier = active & (position < j) & other
+        count, meets, settled = _line_count(origin, direction, rows, earlier, on_common, False)
+        return count, meets & exists, settled | ~exists
+
+    return jax.lax.map(lambda i: jax.vmap(partial(line, i))(position), position)
+
+
+class _Exact:
+    """The hyperplanes of one window as rationals g . u + h = 0 in the box |u_j| < r_j."""
+
+    def __init__(self, task: Problem, row: int, index: np.ndarray, active: np.ndarray):
+        self.index, self.active = index, np.flatnonzero(active)
+        plane = 0 if len(task.normal) == 1 else row
+        self.normal, self.offset = task.normal[plane], task.offset[plane]
+        moved = exact.rationals(task.anchor[row])
+        self.moved = moved - exact.rationals(task.point[0 if len(task.point) == 1 else row])
+        self.basis = None
+        if task.basis is not None:
+            self.basis = exact.rationals(task.basis[0 if len(task.basis) == 1 else row])
+        if task.shift is not None:
+            self.moved = self.moved + self.basis @ exact.rationals(task.shift[row])
+        self.radius = exact.rationals(task.radius[row])
+        self.cache: dict[int, tuple[np.ndarray, Any]] = {}
+
+    def plane(self, position: int) -> tuple[np.ndarray, Any]:
+        """g (k,) and h."""
+        if position not in self.cache:
+            unit, breakpoint = divmod(int(self.index[position]), self.offset.shape[1])
+            normal = exact.rationals(self.normal[unit])
+            value = normal @ self.moved - exact.rational(self.offset[unit, breakpoint])
+            self.cache[position] = (normal if self.basis is None else normal @ self.basis, value)
+        return self.cache[position]
+
+    def canonical(self, position: int) -> tuple:
+        """Equal exactly for equal hyperplanes: coefficients over the first that is not zero."""
+        slope, value = self.plane(position)
+        lead = next(g for g in slope if g != 0)
+        return tuple(exact.key(c / lead) for c in (*slope, value))
+
+    def line(self, *planes: int) -> int | None:
+        """Distinct crossings of a line with earlier hyperplanes; None: not a new line of W.
+
+        The line is the intersection of the named hyperplanes, k - 1 of them (k = 1: any argument).
+        """
+        k = len(self.radius)
+        if k == 1:
+            origin, direction = exact.rationals([0.0]), exact.rationals([1.0])
+            earlier = self.active
+        elif k == 2:
+            slope, value = self.plane(planes[0])
+            direction = np.array([-slope[1], slope[0]])
+            origin = slope * (-value / (slope @ slope))
+            earlier = self.active[self.active < planes[0]]
+        else:
+            (a, a_value), (b, b_value) = self.plane(planes[0]), self.plane(planes[1])
+            direction = np.cross(a, b)
+            size = direction @ direction
+            if size == 0:
+                return None
+            origin = a_value * np.cross(b, direction) + b_value * np.cross(direction, a)
+            origin = origin * (-1 / size)
+            earlier = self.active[self.active < planes[1]]
+        return self._crossings(origin, direction, earlier)
+
+    def _crossings(self, origin, direction, earlier) -> int | None:
+        edges = [
+            sorted(((s * r - q) / v for s in (-1, 1)))
+            for q, v, r in zip(origin, direction, self.radius, strict=True)
+            if v != 0
+        ]
+        low, high = max(e[0] for e in edges), min(e[1] for e in edges)
+        beside = any(
+            v == 0 and abs(q) >= r for q, v, r in zip(origin, direction, self.radius, strict=True)
+        )
+        if beside or low >= high:
+            return None
+        found = set()
+        for position in earlier:
+            slope, value = self.plane(position)
+            rate, level = slope @ direction, value + slope @ origin
+            if rate == 0 and level == 0:
+                return None
+            if rate != 0 and low < (at := -level / rate) < high:
+                found.add(exact.key(at))
+        return len(found)
+
+
+_LINES = {
+    1: jax.jit(jax.vmap(_one_line)),
+    2: jax.jit(jax.vmap(_lines_in_plane)),
+    3: jax.jit(jax.vmap(_lines_in_space)),
+}
