@@ -10,6 +10,7 @@ from jaxregions.batchnorm import (
     without_batchnorm,
 )
 from jaxregions.density import log_density
+from jaxregions.depth import StageHits, pull_back, stage_hits
 from jaxregions.hyperplanes import (
     HitCounts,
     Hyperplanes,
@@ -20,14 +21,18 @@ from jaxregions.hyperplanes import (
     meets,
     refines,
 )
+from jaxregions.tracing import CPAFunction, NotPiecewiseAffineError, trace
 from jaxregions.windows import Window
 
 __all__ = [
     "ArrangementCounts",
     "BatchHyperplanes",
+    "CPAFunction",
     "HitCounts",
     "Hyperplanes",
+    "NotPiecewiseAffineError",
     "PiecewiseLinear",
+    "StageHits",
     "Window",
     "batch_hyperplanes",
     "centroid",
@@ -39,8 +44,11 @@ __all__ = [
     "log_density",
     "margins",
     "meets",
+    "pull_back",
     "refines",
     "region_bracket",
+    "stage_hits",
+    "trace",
     "without_batchnorm",
 ]
 __version__ = "0.1.0"

@@ -39,7 +39,12 @@ def enter(x: jax.Array, batch: jax.Array, *, token: int) -> jax.Array:
 
 
 def subtract_mean(
-    z: jax.Array, mean: jax.Array, mask: jax.Array | None = None, *, token: int, axes: tuple[int, ...]
+    z: jax.Array,
+    mean: jax.Array,
+    mask: jax.Array | None = None,
+    *,
+    token: int,
+    axes: tuple[int, ...],
 ) -> jax.Array:
     """z - mean, marked as the subtraction of a batch mean.
 
@@ -61,7 +66,9 @@ def _define(primitive: Primitive, compute) -> None:
     primitive.def_impl(lambda *operands, **_: jax.jit(compute)(*operands))
     primitive.def_abstract_eval(
         lambda z, *rest, **_: jax.core.ShapedArray(
-            jnp.broadcast_shapes(z.shape, *(r.shape for r in rest[:1])) if compute is _minus else z.shape,
+            jnp.broadcast_shapes(z.shape, *(r.shape for r in rest[:1]))
+            if compute is _minus
+            else z.shape,
             z.dtype,
         )
     )
@@ -106,11 +113,12 @@ def _batch(primitive):
     """vmap adds one leading axis to z; a shared batch, mean or mask stays as it is."""
 
     def rule(operands, dims, **params):
-        size = next(o.shape[d] for o, d in zip(operands, dims, strict=True)
-                    if d is not None)
+        size = next(o.shape[d] for o, d in zip(operands, dims, strict=True) if d is not None)
         z = _front(operands[0], dims[0], size)
-        rest = [o if d is None else _front(o, d, size)
-                for o, d in zip(operands[1:], dims[1:], strict=True)]
+        rest = [
+            o if d is None else _front(o, d, size)
+            for o, d in zip(operands[1:], dims[1:], strict=True)
+        ]
         return primitive.bind(z, *rest, **params), 0
 
     return rule
