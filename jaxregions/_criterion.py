@@ -10,7 +10,8 @@ window iff |value| < reach, and is tangent to it iff they are equal.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -19,12 +20,10 @@ import numpy as np
 
 from jaxregions import exact
 
-BLOCK = 64  # units per block: what the screening pass leaves open is decided again block by block
+BLOCK = 16  # units per block: what the screening pass leaves open is decided again block by block
 _ROWS = 128  # windows per step of the screening pass: keeps a step's matrix in the cache
-_SEGMENT = 112  # terms of a screening dot product that are summed before the next are added
+_SEGMENT = 400  # terms of a screening dot product that are summed before the next are added
 _DENSE_BYTES = 64 << 20  # working set of one dense float64 step
-_HIT = 1 + (1 << 16)  # one refining hyperplane, one refined unit
-_OPEN = 1 << 24  # one unit with an undecided hyperplane
 
 
 class Problem(NamedTuple):
@@ -62,7 +61,7 @@ def problem(planes: Any, windows: Any) -> Problem:
 
 
 def relation(task: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """(W, n, K) int8: 1 refines, 0 tangent, -1 misses (or no hyperplane); and rationals used, (W,)."""
+    """(W, n, K) int8: 1 refines, 0 tangent, -1 misses or absent; and rationals used, (W,)."""
     count, units, breaks = task.sizes
     out = np.empty(task.sizes, np.int8)
     rechecked = np.zeros(count, np.int64)
@@ -92,13 +91,12 @@ def decide(task: Problem, rows: np.ndarray, units: slice) -> tuple[np.ndarray, n
 
 
 def _evaluate(task: Problem, rows: np.ndarray, units: slice):
-    """value (R, U, K), reach (R, U) and a rigorous bound (R, U, K) on the error of |value| - reach."""
+    """value (R, U, K), reach (R, U) and a proven error bound (R, U, K) of |value| - reach."""
     shared = task.normal.shape[0] == 1
     normal = task.normal[0, units] if shared else task.normal[rows][:, units]
     offset = task.offset[0, units] if shared else task.offset[rows][:, units]
     moved, size = displacement(task, rows)
-    product = "rd,ud->ru" if shared else "rd,rud->ru"
-    projected = np.einsum(product, moved, normal, optimize=True)
+    projected = moved @ normal.T if shared else np.einsum("rd,rud->ru", moved, normal)
     reach, spread = _reach(task, normal, rows)
     with np.errstate(over="ignore", invalid="ignore"):
         value = projected[..., None] - offset
@@ -115,7 +113,7 @@ def displacement(task: Problem, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     shared = task.point.shape[0] == 1
     moved = task.anchor[rows] - (task.point[0] if shared else task.point[rows])
     size = np.linalg.norm(moved, axis=-1)
-    if task.shift is not None:
+    if task.shift is not None and task.basis is not None:
         basis = task.basis[0] if task.basis.shape[0] == 1 else task.basis[rows]
         moved = moved + np.einsum("...dk,...k->...d", basis, task.shift[rows])
         size = size + np.linalg.norm(
@@ -125,20 +123,20 @@ def displacement(task: Problem, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _reach(task: Problem, normal: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """sum_j r_j |(B'w)_j|, (R, U), and the spread (R,): reach <= spread * |w|, with its rounding."""
+    """sum_j r_j |(B'w)_j|, (R, U), and (R,) the spread: reach <= spread |w|, rounding too."""
     radius = task.radius[rows]
-    length = np.sqrt(radius.shape[1]) * np.linalg.norm(radius, axis=-1)
-    if task.basis is None:
-        product = "rk,uk->ru" if normal.ndim == 2 else "rk,ruk->ru"
-        return np.einsum(product, radius, abs(normal), optimize=True), length
-    basis = task.basis[0] if task.basis.shape[0] == 1 else task.basis[rows]
-    slopes = abs(normal @ basis)
-    product = "rk,uk->ru" if slopes.ndim == 2 else "rk,ruk->ru"
-    spread = length * np.linalg.norm(basis, axis=(-2, -1))
-    return np.einsum(product, radius, slopes, optimize=True), spread
+    spread = np.sqrt(radius.shape[1]) * np.linalg.norm(radius, axis=-1)
+    slopes = normal
+    if task.basis is not None:
+        basis = task.basis[0] if task.basis.shape[0] == 1 else task.basis[rows]
+        slopes = normal @ basis
+        spread = spread * np.linalg.norm(basis, axis=(-2, -1))
+    if slopes.ndim == 2:
+        return radius @ abs(slopes).T, spread
+    return np.einsum("rk,ruk->ru", radius, abs(slopes)), spread
 
 
-def _decide_rational(task: Problem, row: int, unit: int, breakpoint: int) -> int:
+def _decide_rational(task: Problem, row: Any, unit: Any, breakpoint: Any) -> int:
     """The sign of reach - |value| in exact arithmetic."""
     plane = 0 if task.normal.shape[0] == 1 else row
     normal = exact.rationals(task.normal[plane, unit])
@@ -154,104 +152,112 @@ def _decide_rational(task: Problem, row: int, unit: int, breakpoint: int) -> int
 
 
 def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """hits, units, tangencies and rechecked pairs per window, (W,) each; shared planes only."""
+    """hits, units, tangencies and pairs decided again per window, (W,) each; shared planes only."""
     total, units, breaks = task.sizes
-    packed = _screen(task, dtype)
-    hits = (packed & 0xFFFF).sum(0)
-    refined = ((packed >> 16) & 0xFF).sum(0)
+    hits, refined, (blocks, rows) = _screen(task, dtype)
     tangencies, rechecked = np.zeros(total, np.int64), np.zeros(total, np.int64)
-    for block, still_open in enumerate(packed >> 24):
-        rows = np.flatnonzero(still_open)
-        if not len(rows):
-            continue
-        span = slice(block * BLOCK, min(units, (block + 1) * BLOCK))
-        for part in np.array_split(rows, -(-len(rows) * BLOCK * breaks // (1 << 20))):
+    edges = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1))
+    for start, stop in pairwise(edges):
+        first = int(blocks[start]) * BLOCK
+        span = slice(first, min(units, first + BLOCK))
+        for part in np.array_split(rows[start:stop], -(-(stop - start) * BLOCK * breaks >> 20)):
             sign, _ = decide(task, part, span)
             hit = sign > 0
-            hits[part] += hit.sum((1, 2)) - (packed[block, part] & 0xFFFF)
-            refined[part] += hit.any(2).sum(1) - ((packed[block, part] >> 16) & 0xFF)
+            hits[part] += hit.sum((1, 2))
+            refined[part] += hit.any(2).sum(1)
             tangencies[part] += (sign == 0).sum((1, 2))
-            rechecked[part] += still_open[part]
+            rechecked[part] += sign[0].size
     return hits, refined, tangencies, rechecked
 
 
-def _screen(task: Problem, dtype: np.dtype) -> np.ndarray:
-    """Packed decisions per block of units and window: (blocks, W) int64.
+def _screen(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Proven decisions at working precision, ``BLOCK`` units at a time.
 
-    Bits 0-15 hits, 16-23 refined units, 24 and up units with an undecided hyperplane.
+    Windows are divided by their radius and units by their reach, so that a hyperplane refines iff
+    |value| < 1 (< a reach of at most 1 where radii differ by axis).
+
+    Returns:
+      hits and refined units (W,) of the blocks without an open decision, and the (block, window)
+      pairs with one, sorted by block.
     """
-    total, units, breaks = task.sizes
+    total, units, _ = task.sizes
     d, k = task.anchor.shape[1], task.radius.shape[1]
+    moved, size = displacement(task, np.arange(total))
     normal, offset = task.normal[0], task.offset[0]
-    rows = np.arange(total)
-    moved, size = displacement(task, rows)
-    radius = task.radius
-    scalar = bool((radius == radius[:, :1]).all())
     slopes = abs(normal if task.basis is None else normal @ task.basis[0])
-    basis_size = 1.0 if task.basis is None else np.linalg.norm(task.basis[0])
-    # Powers of two bring rows and windows near 1, so that float32 neither overflows nor vanishes.
-    unit_scale = np.ldexp(1.0, -np.frexp(np.linalg.norm(normal, axis=1))[1])
-    window_scale = np.ldexp(1.0, -np.frexp(max(abs(moved).max(), radius.max()))[1])
+    largest = task.radius.max(1, keepdims=True)
+    scalar = bool((task.radius == largest).all())
     absent = ~normal.any(1)[:, None] | np.isinf(offset)
-    scaled_offset = np.where(absent, 0.0, offset) * unit_scale[:, None] * window_scale
-    normal = normal * unit_scale[:, None]
-    slopes = slopes * unit_scale[:, None]
-    radius = radius * window_scale
-    length = np.sqrt(k) * np.linalg.norm(radius, axis=1) * basis_size
-    value_slack = exact.gamma(min(d, _SEGMENT) + -(-d // _SEGMENT) + 8, dtype) * size * window_scale
-    reach_slack = exact.gamma((1 if scalar else k) + 8, dtype) * length
-    slack = value_slack + reach_slack + (d + k) * 1e-30
-    offset_slack = np.where(absent, 0.0, exact.gamma(8, dtype) * abs(scaled_offset))
-    reach_left = (radius[:, :1], slopes.sum(1, keepdims=True)) if scalar else (radius, slopes)
-    padding = -units % BLOCK
-    pad = lambda a, fill=0.0: np.pad(a, ((0, padding), (0, 0)), constant_values=fill)  # noqa: E731
-    # An absent hyperplane, and a padding row, is one whose value always exceeds every reach.
-    far = np.where(absent, np.inf, scaled_offset)
-    arguments = [pad(normal), pad(reach_left[1]), pad(far, np.inf), pad(offset_slack)]
-    windows = [moved * window_scale, reach_left[0], slack[:, None]]
-    with jax.enable_x64(True):
-        arguments = [jnp.asarray(a, dtype) for a in arguments]
-        windows = [jnp.asarray(a, dtype) for a in windows]
-        packed = _screen_step(*arguments, *windows, rows=min(_ROWS, total))
-        return np.asarray(packed)[:, :total].astype(np.int64)
+    with np.errstate(all="ignore"):  # a slice parallel to a unit makes its row NaN: left open
+        inverse = np.where(normal.any(1), 1 / slopes.sum(1), 0.0)[:, None]
+        normal, slopes = normal * inverse, slopes * inverse
+        offset = np.where(absent, np.inf, offset * inverse)
+        moved, inverse_radius = moved / largest, 1 / largest
+    padding = ((0, -units % BLOCK), (0, 0))
+    normal, slopes = np.pad(normal, padding), np.pad(slopes, padding)
+    offset = np.pad(offset, padding, constant_values=np.inf)
+    # |error| <= rate (|value terms| + 2): an offset that exceeds the terms by more than 2 misses.
+    rate = exact.gamma(min(d, _SEGMENT) + -(-d // _SEGMENT) + (0 if scalar else k) + 24, dtype)
+    steep = np.nan_to_num(np.linalg.norm(normal, axis=1)).reshape(-1, BLOCK).max(1)
+    planes = (normal, slopes, offset, steep, np.array(2 * rate))
+    windows = (moved, task.radius * inverse_radius, inverse_radius, rate * size[:, None] / largest)
+    rows = min(_ROWS, total)
+    with jax.enable_x64(True), np.errstate(over="ignore"):
+        hits, refined, still_open = _screen_step(
+            *(a.astype(dtype) for a in (*planes, *windows)),
+            rows=rows,
+            scalar=scalar,
+            shifted=bool(offset.any()),
+        )
+    starts = _starts(total, rows)
+    where = (starts[:, None] + np.arange(rows)).ravel()
+    counts = np.zeros((2, total), np.int64)
+    counts[:, where] = np.ravel(hits), np.ravel(refined)
+    step, block, row = np.nonzero(np.asarray(still_open))
+    pairs = np.unique(np.stack([block, starts[step] + row]), axis=1)
+    return counts[0], counts[1], pairs
 
 
-@partial(jax.jit, static_argnames="rows")
-def _screen_step(normal, slopes, offset, offset_slack, moved, radius, slack, *, rows):
-    total, blocks = moved.shape[0], normal.shape[0] // BLOCK
-    steps = -(-total // rows)
+def _starts(total: int, rows: int) -> np.ndarray:
+    """First window of every step; the last step ends flush and may overlap the one before."""
+    return np.minimum(np.arange(-(-total // rows)) * rows, total - rows)
+
+
+@partial(jax.jit, static_argnames=("rows", "scalar", "shifted"))
+def _screen_step(
+    normal, slopes, offset, steep, slack, moved, radius, inverse, size, *, rows, scalar, shifted
+):
+    blocks = normal.shape[0] // BLOCK
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
     def step(start):
         take = lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows).T  # noqa: E731
-        value = _segmented_dot(normal, take(moved), dot)
-        reach = _outer(slopes, take(radius), dot)
-        bits = jnp.zeros(value.shape, jnp.int32)
-        any_hit = jnp.zeros(value.shape, bool)
-        any_open = jnp.zeros(value.shape, bool)
+        projected = _segmented_dot(normal, take(moved), dot)
+        slop = (steep[:, None] * take(size) + slack)[:, None]
+        slop = jnp.where(slop < 0.5, slop, jnp.nan)  # no decision where the bound is useless
+        reach = 1.0 if scalar else dot(slopes, take(radius)).reshape(blocks, BLOCK, rows)
+        low, high = reach - slop, reach + slop
+        hits, refined, decided = 0, False, True
         for b in range(offset.shape[1]):
-            excess = abs(value - offset[:, b, None]) - reach
-            slop = take(slack) + offset_slack[:, b, None]
-            hit = excess < -slop
-            bits = bits + hit
-            any_hit = any_hit | hit
-            any_open = any_open | ~(hit | (excess > slop))
-        bits = bits + jnp.where(any_hit, _HIT - 1, 0) + jnp.where(any_open, _OPEN, 0)
-        return bits.reshape(blocks, BLOCK, rows).sum(1, dtype=jnp.int32)
+            value = projected - offset[:, b, None] * take(inverse) if shifted else projected
+            value = abs(value).reshape(blocks, BLOCK, rows)
+            hit, miss = value < low, value >= high  # both False for NaN: stays open
+            hits = hits + hit.astype(jnp.int32)
+            refined, decided = refined | hit, decided & (hit | miss)
+        packed = hits + (refined.astype(jnp.int32) << 16) + (decided.astype(jnp.int32) << 24)
+        packed = packed.sum(1)
+        settled = packed >> 24 == BLOCK
+        return (
+            jnp.where(settled, packed & 0xFFFF, 0).sum(0),
+            jnp.where(settled, packed >> 16 & 0xFF, 0).sum(0),
+            ~settled,
+        )
 
-    starts = jnp.minimum(jnp.arange(steps) * rows, total - rows)
-    out = jax.lax.map(step, starts)
-    whole = jnp.moveaxis(out[:-1], 0, 1).reshape(blocks, -1)
-    # The last step ends flush with the windows and may overlap the one before.
-    last = out[-1][:, (steps * rows - total) :]
-    return jnp.concatenate([whole, last], axis=1)
+    return jax.lax.map(step, jnp.asarray(_starts(len(moved), rows)))
 
 
 def _segmented_dot(normal, moved, dot):
     """A product whose rounding bound grows with the segment, not with the whole contraction."""
     edges = range(0, normal.shape[1], _SEGMENT)
-    return sum(dot(normal[:, e : e + _SEGMENT], moved[e : e + _SEGMENT]) for e in edges)
-
-
-def _outer(slopes, radius, dot):
-    return slopes * radius if slopes.shape[1] == 1 else dot(slopes, radius)
+    parts = [dot(normal[:, e : e + _SEGMENT], moved[e : e + _SEGMENT]) for e in edges]
+    return reduce(jnp.add, parts)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, dataclass_transform
 
 import jax
+import jax.core
 import numpy as np
 
 

@@ -12,15 +12,14 @@ crossings, a crossing on the boundary, parallels) is counted again in rational a
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxregions import _criterion, exact
 from jaxregions._criterion import Problem
+from jaxregions._lines import LINES, Rows
 from jaxregions._records import is_traced
 from jaxregions.exact import Ball
 from jaxregions.hyperplanes import Hyperplanes, _check_pair
@@ -133,18 +132,6 @@ def _power_of_two(n: Any) -> Any:
     return 1 << np.ceil(np.log2(n)).astype(np.int64)
 
 
-class _Rows(NamedTuple):
-    """Some windows' refining hyperplanes g . u + h = 0 in the box |u_j| < 1, padded to one size."""
-
-    index: np.ndarray  # (W, m) position in the flattened (unit, breakpoint) list, -1 padding
-    unit: np.ndarray  # (W, m)
-    slope: Ball  # (W, m, k)
-    value: Ball  # (W, m)
-    concurrent: np.ndarray  # (W, m): known to pass through the window's common point
-    common: Ball  # (W, k)
-    inside: np.ndarray  # (W,): the common point lies in the open window
-
-
 def _count_chunk(task: Problem, part: np.ndarray, hit: np.ndarray, size: int, chunk: int):
     """regions, distinct hyperplanes and rational lines of a few windows with similar many hits."""
     rows = _gather(task, part, hit, size)
@@ -153,7 +140,7 @@ def _count_chunk(task: Problem, part: np.ndarray, hit: np.ndarray, size: int, ch
     k = task.radius.shape[1]
     with jax.enable_x64(True):
         padded = jax.tree.map(lambda a: _pad_rows(a, chunk), (rows, active))
-        crossings, meets, settled = _LINES[k](padded[0]._replace(index=None), padded[1])
+        crossings, meets, settled = LINES[k](padded[0]._replace(index=None), padded[1])
     crossings, meets, settled = (np.array(a)[: len(part)] for a in (crossings, meets, settled))
     open_lines = np.argwhere(~settled)
     cache: dict[int, _Exact] = {}
@@ -173,7 +160,7 @@ def _pad_rows(array: np.ndarray, chunk: int) -> np.ndarray:
     return np.pad(array, ((0, chunk - len(array)),) + ((0, 0),) * (array.ndim - 1))
 
 
-def _gather(task: Problem, part: np.ndarray, hit: np.ndarray, size: int) -> _Rows:
+def _gather(task: Problem, part: np.ndarray, hit: np.ndarray, size: int) -> Rows:
     count, breaks = len(part), task.offset.shape[2]
     d, k = task.anchor.shape[1], task.radius.shape[1]
     index = np.argsort(~hit, axis=1, kind="stable")[:, :size]
@@ -197,7 +184,7 @@ def _gather(task: Problem, part: np.ndarray, hit: np.ndarray, size: int) -> _Row
     scale = np.ldexp(1.0, -np.frexp(abs(slope).max(-1))[1])
     common, concurrent, inside = _common_points(task, part)
     index = np.where(padding, -1, index)
-    return _Rows(
+    return Rows(
         index,
         np.where(padding, -1, unit),
         Ball(slope * scale[..., None], slope_error * scale[..., None] + _SMALL),
@@ -262,7 +249,7 @@ def _slice_coordinates(basis, moved, anchor, point) -> np.ndarray | None:
     return u if all(r == 0 for r in matrix @ u - target) else None
 
 
-def _drop_duplicates(task: Problem, part: np.ndarray, rows: _Rows, active: np.ndarray) -> None:
+def _drop_duplicates(task: Problem, part: np.ndarray, rows: Rows, active: np.ndarray) -> None:
     """Clears ``active`` for every hyperplane that is the same set as an earlier one.
 
     Same sets have proportional coefficients, so a weighted norm of them over the plain one agrees
@@ -294,108 +281,10 @@ def _drop_duplicates(task: Problem, part: np.ndarray, rows: _Rows, active: np.nd
                 run[canonical] = min(other, position)
 
 
-def _line_count(origin: Ball, direction: Ball, rows: _Rows, earlier, on_common, known):
-    """Crossings of one line with earlier hyperplanes inside the window.
-
-    Returns (distinct crossings, whether the line meets the open window, whether all is proven).
-    ``known``: the line is known to meet the window.
-    """
-    slope, value = rows.slope, rows.value
-    edge = Ball.exact(jnp.ones(()))
-    centre = -(origin / direction)
-    half = edge / Ball(abs(direction.mid), direction.rad)
-    low, high = exact.ball_max(centre - half, 0), exact.ball_min(centre + half, 0)
-    rate, level = _dot(slope, direction), value + _dot(slope, origin)
-    crossing = -(level / rate)
-    pinned = earlier & rows.concurrent & on_common
-    regular = earlier & ~pinned
-    within = exact.certainly_less(low, crossing) & exact.certainly_less(crossing, high)
-    outside = exact.certainly_less(crossing, low) | exact.certainly_less(high, crossing)
-    centred = rows.common - origin
-    common = _dot(centred, direction) / _dot(direction, direction)
-    keep = jnp.append(regular & within, pinned.any() & rows.inside)
-    mid = jnp.where(keep, jnp.append(crossing.mid, common.mid), jnp.inf)
-    rad = jnp.where(keep, jnp.append(crossing.rad, common.rad), 0.0)
-    mid, rad = jax.lax.sort((mid, rad), num_keys=1)
-    apart = exact.certainly_less(Ball(mid[:-1], rad[:-1]), Ball(mid[1:], rad[1:]))
-    apart = apart | jnp.isposinf(mid[1:])
-    misses = jnp.logical_and(exact.certainly_less(high, low), not known)
-    meets = jnp.logical_or(exact.certainly_less(low, high), known)
-    decided = jnp.all(~earlier | rate.nonzero()) & jnp.all(~regular | within | outside)
-    settled = misses | (meets & decided & jnp.all(apart))
-    return jnp.sum(keep), meets & ~misses, settled
-
-
-def _dot(a: Ball, b: Ball) -> Ball:
-    """sum_j a_j b_j over the last axis (k <= 3 terms)."""
-    total = a[..., 0] * b[..., 0]
-    for j in range(1, b.mid.shape[-1]):
-        total = total + a[..., j] * b[..., j]
-    return total
-
-
-def _stack(*parts: Ball) -> Ball:
-    return Ball(jnp.stack([p.mid for p in parts], -1), jnp.stack([p.rad for p in parts], -1))
-
-
-def _cross(a: Ball, b: Ball) -> Ball:
-    return _stack(
-        *(a[(j + 1) % 3] * b[(j + 2) % 3] - a[(j + 2) % 3] * b[(j + 1) % 3] for j in range(3))
-    )
-
-
-def _scaled(factor: Ball, vector: Ball) -> Ball:
-    return Ball(factor.mid[..., None], factor.rad[..., None]) * vector
-
-
-def _one_line(rows: _Rows, active):
-    """k = 1: the window itself is the line."""
-    zero, one = Ball.exact(jnp.zeros(1)), Ball.exact(jnp.ones(1))
-    count, meets, settled = _line_count(zero, one, rows, active, True, True)
-    return count[None], jnp.asarray(meets)[None], settled[None]
-
-
-def _lines_in_plane(rows: _Rows, active):
-    """k = 2: the hyperplanes are the lines."""
-
-    def line(i):
-        slope, value = rows.slope[i], rows.value[i]
-        direction = _stack(-slope[1], slope[0])
-        origin = _scaled(-(value / _dot(slope, slope)), slope)
-        earlier = active & (jnp.arange(active.size) < i) & (rows.unit != rows.unit[i])
-        count, meets, settled = _line_count(
-            origin, direction, rows, earlier, rows.concurrent[i], True
-        )
-        return count, meets & active[i], settled | ~active[i]
-
-    return jax.vmap(line)(jnp.arange(active.size))
-
-
-def _lines_in_space(rows: _Rows, active):
-    """k = 3: the lines are the intersections of two hyperplanes, (i, j) with j < i."""
-    position = jnp.arange(active.size)
-
-    def line(i, j):
-        a, b = rows.slope[i], rows.slope[j]
-        direction = _cross(a, b)
-        size = _dot(direction, direction)
-        origin = _scaled(rows.value[i], _cross(b, direction))
-        origin = origin + _scaled(rows.value[j], _cross(direction, a))
-        origin = -Ball(origin.mid, origin.rad) / Ball(size.mid[None], size.rad[None])
-        exists = active[i] & active[j] & (j < i) & (rows.unit[i] != rows.unit[j])
-        other = (rows.unit != rows.unit[i]) & (rows.unit != rows.unit[j])
-        on_common = rows.concurrent[i] & rows.concurrent[j]
-        earlier = active & (position < j) & other
-        count, meets, settled = _line_count(origin, direction, rows, earlier, on_common, False)
-        return count, meets & exists, settled | ~exists
-
-    return jax.lax.map(lambda i: jax.vmap(partial(line, i))(position), position)
-
-
 class _Exact:
     """The hyperplanes of one window as rationals g . u + h = 0 in the box |u_j| < r_j."""
 
-    def __init__(self, task: Problem, row: int, index: np.ndarray, active: np.ndarray):
+    def __init__(self, task: Problem, row: Any, index: np.ndarray, active: np.ndarray):
         self.index, self.active = index, np.flatnonzero(active)
         plane = 0 if len(task.normal) == 1 else row
         self.normal, self.offset = task.normal[plane], task.offset[plane]
@@ -451,7 +340,7 @@ class _Exact:
 
     def _crossings(self, origin, direction, earlier) -> int | None:
         edges = [
-            sorted(((s * r - q) / v for s in (-1, 1)))
+            sorted((s * r - q) / v for s in (-1, 1))
             for q, v, r in zip(origin, direction, self.radius, strict=True)
             if v != 0
         ]
@@ -470,10 +359,3 @@ class _Exact:
             if rate != 0 and low < (at := -level / rate) < high:
                 found.add(exact.key(at))
         return len(found)
-
-
-_LINES = {
-    1: jax.jit(jax.vmap(_one_line)),
-    2: jax.jit(jax.vmap(_lines_in_plane)),
-    3: jax.jit(jax.vmap(_lines_in_space)),
-}

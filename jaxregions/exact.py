@@ -6,7 +6,6 @@ the exact value) excludes zero, or it is made again in rational arithmetic on th
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from fractions import Fraction
 from typing import Any
 
@@ -54,8 +53,8 @@ def rational_backend() -> str:
     return "fractions" if _fmpq is None else "python-flint"
 
 
-def rational(x: float) -> Any:
-    """The exact rational that a finite float is."""
+def rational(x: Any) -> Any:
+    """The exact rational that a finite float (or NumPy scalar) is."""
     numerator, denominator = float(x).as_integer_ratio()
     return Fraction(numerator, denominator) if _fmpq is None else _fmpq(numerator, denominator)
 
@@ -73,8 +72,8 @@ def compare(a: Any, b: Any) -> int:
     return (a > b) - (a < b)
 
 
-def key(x: Any) -> Hashable:
-    """A hashable that is equal exactly for equal rationals."""
+def key(x: Any) -> tuple[int, int]:
+    """(numerator, denominator) in lowest terms: hashable, equal exactly for equal rationals."""
     return (
         (int(x.numerator), int(x.denominator)) if isinstance(x, Fraction) else (int(x.p), int(x.q))
     )

@@ -173,8 +173,10 @@ def count_hits(planes: Hyperplanes, windows: Window, *, dtype: Any = np.float32)
         hits, units = hit.sum((1, 2)), hit.any(2).sum(1)
         tangencies = (relation == 0).sum((1, 2))
     undecided = np.zeros(shape, np.int64)
-    flat = (a.reshape(shape) for a in (hits, units, tangencies))
-    return HitCounts(*flat, undecided, rechecked.reshape(shape))
+    hits, units, tangencies, rechecked = (
+        a.reshape(shape) for a in (hits, units, tangencies, rechecked)
+    )
+    return HitCounts(hits, units, tangencies, undecided, rechecked)
 
 
 def _relation(planes: Hyperplanes, windows: Window) -> np.ndarray:
@@ -230,7 +232,8 @@ def _check_pair(planes: Hyperplanes, windows: Window) -> None:
     d = planes.normal.shape[-1]
     if windows.input_dimension != d:
         raise ValueError(
-            f"expected windows in the hyperplanes' {d} dimensions, received {windows.input_dimension}"
+            f"expected windows in the hyperplanes' {d} dimensions, received "
+            f"{windows.input_dimension}"
         )
     if planes.normal.shape[:-2] not in ((), windows.batch_shape):
         raise ValueError(

@@ -143,7 +143,7 @@ class Window:
         return _broadcast(radius[..., None], (*self.batch_shape, k))
 
     def log_volume(self):
-        """log of the window's k-volume in input space: sum_j log 2 r_j + log det(B'B) / 2, (...,)."""
+        """log of the k-volume in input space: sum_j log 2 r_j + log det(B'B) / 2, (...,)."""
         xp = _namespace(self.center, self.radius, self.basis)
         box = xp.sum(xp.log(2 * self.radii()), axis=-1)
         if self.basis is None:
