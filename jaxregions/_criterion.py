@@ -23,11 +23,15 @@ from jaxregions import exact
 BLOCK = 16  # units per block: what the screening pass leaves open is decided again block by block
 _ROWS = 128  # windows per step of the screening pass: keeps a step's matrix in the cache
 _SEGMENT = 400  # terms of a screening dot product that are summed before the next are added
+_SLAB = 1 << 14  # windows of one screening call
 _DENSE_BYTES = 64 << 20  # working set of one dense float64 step
 
 
 class Problem(NamedTuple):
-    """Windows (flat, W of them) and hyperplanes as float64 arrays; P is 1 (shared planes) or W."""
+    """Windows (flat, W of them) and hyperplanes, float64; P is 1 (shared planes) or W.
+
+    The anchors keep the caller's precision: there are many, and float64 loses nothing of them.
+    """
 
     normal: np.ndarray  # (P, n, d)
     point: np.ndarray  # (P, d)
@@ -53,7 +57,7 @@ def problem(planes: Any, windows: Any) -> Problem:
         normal.reshape(-1, *normal.shape[-2:]),
         point.reshape(-1, d),
         offset.reshape(-1, *offset.shape[-2:]),
-        as64(windows.center if windows.anchor is None else windows.anchor).reshape(count, d),
+        np.asarray(windows.center if windows.anchor is None else windows.anchor).reshape(count, d),
         None if windows.shift is None else as64(windows.shift).reshape(count, k),
         basis,
         as64(windows.radii()).reshape(count, k),
@@ -81,7 +85,7 @@ def decide(task: Problem, rows: np.ndarray, units: slice) -> tuple[np.ndarray, n
     sign[margin < -error] = -1
     picked = slice(0, 1) if task.normal.shape[0] == 1 else rows
     sign[np.broadcast_to(np.isinf(task.offset[picked, units]), sign.shape)] = -1
-    absent = ~task.normal[picked, units].any(-1)
+    absent = ~np.any(task.normal[picked, units], axis=-1)
     sign[np.broadcast_to(absent[..., None], sign.shape)] = -1
     open_pairs = np.argwhere(sign == 0)
     rechecked = np.bincount(open_pairs[:, 0], minlength=len(rows))
@@ -111,7 +115,7 @@ def _evaluate(task: Problem, rows: np.ndarray, units: slice):
 def displacement(task: Problem, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """anchor - point + basis shift, (R, d), and the size (R,) that its rounding is relative to."""
     shared = task.point.shape[0] == 1
-    moved = task.anchor[rows] - (task.point[0] if shared else task.point[rows])
+    moved = task.anchor[rows].astype(np.float64) - (task.point[0] if shared else task.point[rows])
     size = np.linalg.norm(moved, axis=-1)
     if task.shift is not None and task.basis is not None:
         basis = task.basis[0] if task.basis.shape[0] == 1 else task.basis[rows]
@@ -153,69 +157,43 @@ def _decide_rational(task: Problem, row: Any, unit: Any, breakpoint: Any) -> int
 
 def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """hits, units, tangencies and pairs decided again per window, (W,) each; shared planes only."""
-    total, units, breaks = task.sizes
-    hits, refined, (blocks, rows) = _screen(task, dtype)
-    tangencies, rechecked = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    total = task.sizes[0]
+    hits, refined, tangencies, rechecked = np.zeros((4, total), np.int64)
+    slab = min(_SLAB, total)
+    rate, scalar, planes = _normalised_planes(task, dtype)
+    for start in _starts(total, slab):
+        rows = slice(start, start + slab)
+        with jax.enable_x64(True):
+            settled = _screen(*planes, *_raw_windows(task, rows), rate, scalar=scalar)
+        # A window in two overlapping steps belongs to the first: the other rounds differently.
+        steps = start + _starts(slab, min(_ROWS, slab))
+        window = steps[:, None] + np.arange(min(_ROWS, slab))
+        own = np.diff(np.maximum.accumulate(window.ravel()), prepend=-1) > 0
+        own = own.reshape(window.shape)
+        hits[window[own]] = np.asarray(settled[0])[own]
+        refined[window[own]] = np.asarray(settled[1])[own]
+        tangencies[rows] = rechecked[rows] = 0
+        step, block, row = np.nonzero(np.asarray(settled[2]) & own[:, None])
+        order = np.lexsort((row, block))
+        pairs = block[order], window[step, row][order]
+        _decide_blocks(task, pairs, (hits, refined, tangencies, rechecked))
+    return hits, refined, tangencies, rechecked
+
+
+def _decide_blocks(task: Problem, pairs: Any, counts: Any) -> None:
+    """Adds what the screening left out: pairs of a block of units and a window, sorted by block."""
+    (blocks, rows), (hits, refined, tangencies, rechecked) = pairs, counts
     edges = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1))
     for start, stop in pairwise(edges):
         first = int(blocks[start]) * BLOCK
-        span = slice(first, min(units, first + BLOCK))
-        for part in np.array_split(rows[start:stop], -(-(stop - start) * BLOCK * breaks >> 20)):
+        span = slice(first, min(task.sizes[1], first + BLOCK))
+        for part in np.array_split(rows[start:stop], -(-(stop - start) * BLOCK >> 18)):
             sign, _ = decide(task, part, span)
             hit = sign > 0
             hits[part] += hit.sum((1, 2))
             refined[part] += hit.any(2).sum(1)
             tangencies[part] += (sign == 0).sum((1, 2))
             rechecked[part] += sign[0].size
-    return hits, refined, tangencies, rechecked
-
-
-def _screen(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, Any]:
-    """Proven decisions at working precision, ``BLOCK`` units at a time.
-
-    Windows are divided by their radius and units by their reach, so that a hyperplane refines iff
-    |value| < 1 (< a reach of at most 1 where radii differ by axis).
-
-    Returns:
-      hits and refined units (W,) of the blocks without an open decision, and the (block, window)
-      pairs with one, sorted by block.
-    """
-    total, units, _ = task.sizes
-    d, k = task.anchor.shape[1], task.radius.shape[1]
-    moved, size = displacement(task, np.arange(total))
-    normal, offset = task.normal[0], task.offset[0]
-    slopes = abs(normal if task.basis is None else normal @ task.basis[0])
-    largest = task.radius.max(1, keepdims=True)
-    scalar = bool((task.radius == largest).all())
-    absent = ~normal.any(1)[:, None] | np.isinf(offset)
-    with np.errstate(all="ignore"):  # a slice parallel to a unit makes its row NaN: left open
-        inverse = np.where(normal.any(1), 1 / slopes.sum(1), 0.0)[:, None]
-        normal, slopes = normal * inverse, slopes * inverse
-        offset = np.where(absent, np.inf, offset * inverse)
-        moved, inverse_radius = moved / largest, 1 / largest
-    padding = ((0, -units % BLOCK), (0, 0))
-    normal, slopes = np.pad(normal, padding), np.pad(slopes, padding)
-    offset = np.pad(offset, padding, constant_values=np.inf)
-    # |error| <= rate (|value terms| + 2): an offset that exceeds the terms by more than 2 misses.
-    rate = exact.gamma(min(d, _SEGMENT) + -(-d // _SEGMENT) + (0 if scalar else k) + 24, dtype)
-    steep = np.nan_to_num(np.linalg.norm(normal, axis=1)).reshape(-1, BLOCK).max(1)
-    planes = (normal, slopes, offset, steep, np.array(2 * rate))
-    windows = (moved, task.radius * inverse_radius, inverse_radius, rate * size[:, None] / largest)
-    rows = min(_ROWS, total)
-    with jax.enable_x64(True), np.errstate(over="ignore"):
-        hits, refined, still_open = _screen_step(
-            *(a.astype(dtype) for a in (*planes, *windows)),
-            rows=rows,
-            scalar=scalar,
-            shifted=bool(offset.any()),
-        )
-    starts = _starts(total, rows)
-    where = (starts[:, None] + np.arange(rows)).ravel()
-    counts = np.zeros((2, total), np.int64)
-    counts[:, where] = np.ravel(hits), np.ravel(refined)
-    step, block, row = np.nonzero(np.asarray(still_open))
-    pairs = np.unique(np.stack([block, starts[step] + row]), axis=1)
-    return counts[0], counts[1], pairs
 
 
 def _starts(total: int, rows: int) -> np.ndarray:
@@ -223,23 +201,71 @@ def _starts(total: int, rows: int) -> np.ndarray:
     return np.minimum(np.arange(-(-total // rows)) * rows, total - rows)
 
 
-@partial(jax.jit, static_argnames=("rows", "scalar", "shifted"))
-def _screen_step(
-    normal, slopes, offset, steep, slack, moved, radius, inverse, size, *, rows, scalar, shifted
-):
-    blocks = normal.shape[0] // BLOCK
+def _normalised_planes(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, bool, tuple]:
+    """The error rate, whether all windows are cubes, and the units divided by their reach."""
+    units = task.sizes[1]
+    d, k = task.anchor.shape[1], task.radius.shape[1]
+    normal, offset = task.normal[0], task.offset[0]
+    slopes = abs(normal if task.basis is None else normal @ task.basis[0])
+    absent = ~normal.any(1)[:, None] | np.isinf(offset)
+    with np.errstate(all="ignore"):  # a slice parallel to a unit makes its row NaN: left open
+        inverse = np.where(normal.any(1), 1 / slopes.sum(1), 0.0)[:, None]
+        normal, slopes = normal * inverse, slopes * inverse
+        offset = np.where(absent, np.inf, offset * inverse)
+    padding = ((0, -units % BLOCK), (0, 0))
+    normal, slopes = np.pad(normal, padding), np.pad(slopes, padding)
+    offset = np.pad(offset, padding, constant_values=np.inf)
+    steep = np.nan_to_num(np.linalg.norm(normal, axis=1)).reshape(-1, BLOCK).max(1)
+    scalar = bool((task.radius == task.radius[:, :1]).all())
+    terms = min(d, _SEGMENT) + -(-d // _SEGMENT) + (0 if scalar else k) + 24
+    with np.errstate(over="ignore"):
+        planes = [a.astype(dtype) for a in (normal, slopes, offset, steep)]
+    planes[2] = planes[2] if offset.any() else None
+    point = task.point[0]
+    return np.asarray(exact.gamma(terms, dtype)), scalar, (*planes, point, task.basis)
+
+
+def _raw_windows(task: Problem, rows: slice) -> tuple:
+    shift = None if task.shift is None else task.shift[rows]
+    return task.anchor[rows], shift, task.radius[rows]
+
+
+@partial(jax.jit, static_argnames="scalar")
+def _screen(normal, slopes, offset, steep, point, basis, anchor, shift, radius, rate, *, scalar):
+    """Proven decisions at working precision, ``BLOCK`` units and ``_ROWS`` windows at a time.
+
+    Units come divided by their reach and windows are divided by their radius, so a hyperplane
+    refines iff |value| < 1 (< a reach of at most 1 where radii differ by axis). Per step of
+    windows: hits and refined units of the blocks without an open decision, (rows,) each, and the
+    blocks with one, (blocks, rows).
+    """
+    blocks, dtype = normal.shape[0] // BLOCK, normal.dtype
+    total, rows = anchor.shape[0], min(_ROWS, anchor.shape[0])
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
     def step(start):
-        take = lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows).T  # noqa: E731
-        projected = _segmented_dot(normal, take(moved), dot)
-        slop = (steep[:, None] * take(size) + slack)[:, None]
+        take = lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows).astype(float)  # noqa: E731
+        moved, axes = take(anchor) - point, take(radius)
+        largest = axes.max(1, keepdims=True)
+        size = jnp.linalg.norm(moved, axis=1, keepdims=True)
+        if shift is not None:
+            moved = moved + dot(take(shift), basis[0].T)
+            size = size + jnp.linalg.norm(dot(abs(take(shift)), abs(basis[0]).T), axis=1)[:, None]
+        across = lambda a: a.astype(dtype).T  # noqa: E731
+        projected = _segmented_dot(normal, across(moved / largest), dot)
+        # |error| <= rate (|terms| + 2): an offset that exceeds the terms by more than 2 misses.
+        slop = (steep[:, None] * across(rate * size / largest) + across(2 * rate))[:, None]
         slop = jnp.where(slop < 0.5, slop, jnp.nan)  # no decision where the bound is useless
-        reach = 1.0 if scalar else dot(slopes, take(radius)).reshape(blocks, BLOCK, rows)
+        reach = 1.0
+        if not scalar:
+            reach = dot(slopes, across(axes / largest)).reshape(blocks, BLOCK, rows)
         low, high = reach - slop, reach + slop
-        hits, refined, decided = 0, False, True
-        for b in range(offset.shape[1]):
-            value = projected - offset[:, b, None] * take(inverse) if shifted else projected
+        hits = jnp.zeros((blocks, BLOCK, rows), jnp.int32)
+        refined, decided = jnp.zeros_like(hits, bool), jnp.ones_like(hits, bool)
+        for b in range(1 if offset is None else offset.shape[1]):
+            value = projected
+            if offset is not None:
+                value = projected - offset[:, b, None] * across(1 / largest)
             value = abs(value).reshape(blocks, BLOCK, rows)
             hit, miss = value < low, value >= high  # both False for NaN: stays open
             hits = hits + hit.astype(jnp.int32)
@@ -253,7 +279,7 @@ def _screen_step(
             ~settled,
         )
 
-    return jax.lax.map(step, jnp.asarray(_starts(len(moved), rows)))
+    return jax.lax.map(step, jnp.asarray(_starts(total, rows)))
 
 
 def _segmented_dot(normal, moved, dot):
