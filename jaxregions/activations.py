@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +73,9 @@ class PiecewiseLinear:
                 "expected finite breakpoints, slopes and value_at_zero, received "
                 f"{taus}, {values}, {value_at_zero}"
             )
-        if any(left >= right for left, right in zip(taus, taus[1:], strict=False)):
+        if any(left >= right for left, right in pairwise(taus)):
             raise ValueError(f"expected strictly increasing breakpoints, received {taus}")
-        if any(left == right for left, right in zip(values, values[1:], strict=False)):
+        if any(left == right for left, right in pairwise(values)):
             raise ValueError(
                 f"expected adjacent slopes to differ at every breakpoint, received {values}"
             )

@@ -14,8 +14,8 @@ __all__ = ["log_density"]
 def log_density(regions: Any, windows: Window) -> np.ndarray:
     """log rho = log N - log volume(W), natural logarithm, per window.
 
-    Volumes are k-dimensional and in input space: prod_j 2 r_j, for slices times sqrt(det B'B). Bounds
-    on N give the same bounds on log rho.
+    Volumes are k-dimensional and in input space: prod_j 2 r_j, for slices times sqrt(det B'B).
+    Bounds on N give the same bounds on log rho.
 
     Args:
       regions: counts or bounds N >= 1, shape (...,) or broadcastable to the windows' leading axes.

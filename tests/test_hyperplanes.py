@@ -225,5 +225,5 @@ def test_records_survive_tree_operations():
     doubled = jax.tree.map(lambda a: 2 * a, planes)
     assert isinstance(doubled, Hyperplanes)
     assert (doubled.normal == 2).all()
-    assert jax.tree.map(lambda a: None, planes).normal is None
+    assert jax.tree.map(lambda _: None, planes).normal is None
     assert Fraction(float(doubled.normal[0, 0])) == 2

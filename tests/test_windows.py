@@ -55,7 +55,7 @@ def test_indexing_and_reshaping_keep_windows_together():
 def test_windows_pass_through_jit_and_tree_map():
     window = jr.Window(np.zeros((2, 3)), 1.0)
     assert jax.jit(lambda w: w.log_volume())(window).shape == (2,)
-    assert jax.tree.map(lambda a: None, window).center is None
+    assert jax.tree.map(lambda _: None, window).center is None
 
 
 @pytest.mark.parametrize(
