@@ -20,9 +20,10 @@ import numpy as np
 
 from jaxregions import exact
 
+_HIT, _DECIDED = np.int32(1), np.int32(1 << 16)  # what a decision adds to a block's count
 BLOCK = 16  # units per block: what the screening pass leaves open is decided again block by block
-_ROWS = 128  # windows per step of the screening pass: keeps a step's matrix in the cache
-_SEGMENT = 400  # terms of a screening dot product that are summed before the next are added
+_ROWS = 256  # windows per step of the screening pass: keeps a step's matrix in the cache
+_SEGMENT = 196  # terms of a screening dot product that are summed before the next are added
 _SLAB = 1 << 14  # windows of one screening call
 _DENSE_BYTES = 64 << 20  # working set of one dense float64 step
 
@@ -78,38 +79,36 @@ def relation(task: Problem) -> tuple[np.ndarray, np.ndarray]:
 
 def decide(task: Problem, rows: np.ndarray, units: slice) -> tuple[np.ndarray, np.ndarray]:
     """``relation`` of some windows with a range of units: (R, U, K) and rationals used (R,)."""
-    value, reach, error = _evaluate(task, rows, units)
-    sign = np.zeros(value.shape, np.int8)
-    margin = reach[..., None] - abs(value)
-    sign[margin > error] = 1
-    sign[margin < -error] = -1
-    picked = slice(0, 1) if task.normal.shape[0] == 1 else rows
-    sign[np.broadcast_to(np.isinf(task.offset[picked, units]), sign.shape)] = -1
-    absent = ~np.any(task.normal[picked, units], axis=-1)
-    sign[np.broadcast_to(absent[..., None], sign.shape)] = -1
-    open_pairs = np.argwhere(sign == 0)
-    rechecked = np.bincount(open_pairs[:, 0], minlength=len(rows))
-    for r, u, b in open_pairs:
-        sign[r, u, b] = _decide_rational(task, rows[r], units.start + u, b)
-    return sign, rechecked
-
-
-def _evaluate(task: Problem, rows: np.ndarray, units: slice):
-    """value (R, U, K), reach (R, U) and a proven error bound (R, U, K) of |value| - reach."""
     shared = task.normal.shape[0] == 1
     normal = task.normal[0, units] if shared else task.normal[rows][:, units]
     offset = task.offset[0, units] if shared else task.offset[rows][:, units]
     moved, size = displacement(task, rows)
     projected = moved @ normal.T if shared else np.einsum("rd,rud->ru", moved, normal)
     reach, spread = _reach(task, normal, rows)
+    value = projected[..., None] - offset
+    norm = np.linalg.norm(normal, axis=-1)
+    sign = _proven_signs(task, value, reach, size + spread, norm, offset)
+    open_pairs = np.argwhere(sign == 0)
+    for r, u, b in open_pairs:
+        sign[r, u, b] = _decide_rational(task, rows[r], units.start + u, b)
+    return sign, np.bincount(open_pairs[:, 0], minlength=len(rows))
+
+
+def _proven_signs(task: Problem, value, reach, size, norm, offset) -> np.ndarray:
+    """The sign of reach - |value| where float64 proves it, else 0; (R, U, K), reach (R, U).
+
+    ``size`` (R,) times ``norm`` (U,) or (R, U) bounds the terms that were rounded.
+    """
+    d, k = task.anchor.shape[1], task.radius.shape[1]
     with np.errstate(over="ignore", invalid="ignore"):
-        value = projected[..., None] - offset
-        norm = np.linalg.norm(normal, axis=-1)
-        d, k = task.anchor.shape[1], task.radius.shape[1]
-        bound = (size + spread)[:, None] * norm
-        scale = bound[..., None] + abs(np.where(np.isinf(offset), 0.0, offset))
+        infinite = np.isinf(offset)
+        scale = (size[:, None] * norm)[..., None] + abs(np.where(infinite, 0.0, offset))
         error = exact.gamma(2 * (d + k) + 16, np.float64) * scale + (d + 1) * 1e-300
-    return value, reach, error
+        margin = reach[..., None] - abs(value)
+        sign = (margin > error).astype(np.int8) - (margin < -error)
+    absent = infinite | (norm == 0)[..., None]
+    sign[np.broadcast_to(absent, sign.shape)] = -1
+    return sign
 
 
 def displacement(task: Problem, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,6 +134,8 @@ def _reach(task: Problem, normal: np.ndarray, rows: np.ndarray) -> tuple[np.ndar
         basis = task.basis[0] if task.basis.shape[0] == 1 else task.basis[rows]
         slopes = normal @ basis
         spread = spread * np.linalg.norm(basis, axis=(-2, -1))
+    if slopes.ndim == 2 and (radius == radius[:, :1]).all():
+        return radius[:, :1] * abs(slopes).sum(1), spread
     if slopes.ndim == 2:
         return radius @ abs(slopes).T, spread
     return np.einsum("rk,ruk->ru", radius, abs(slopes)), spread
@@ -161,39 +162,74 @@ def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
     hits, refined, tangencies, rechecked = np.zeros((4, total), np.int64)
     slab = min(_SLAB, total)
     rate, scalar, planes = _normalised_planes(task, dtype)
-    for start in _starts(total, slab):
-        rows = slice(start, start + slab)
-        with jax.enable_x64(True):
-            settled = _screen(*planes, *_raw_windows(task, rows), rate, scalar=scalar)
-        # A window in two overlapping steps belongs to the first: the other rounds differently.
-        steps = start + _starts(slab, min(_ROWS, slab))
-        window = steps[:, None] + np.arange(min(_ROWS, slab))
-        own = np.diff(np.maximum.accumulate(window.ravel()), prepend=-1) > 0
-        own = own.reshape(window.shape)
-        hits[window[own]] = np.asarray(settled[0])[own]
-        refined[window[own]] = np.asarray(settled[1])[own]
-        tangencies[rows] = rechecked[rows] = 0
-        step, block, row = np.nonzero(np.asarray(settled[2]) & own[:, None])
-        order = np.lexsort((row, block))
-        pairs = block[order], window[step, row][order]
-        _decide_blocks(task, pairs, (hits, refined, tangencies, rechecked))
+    pairs = []
+    done = 0
+    starts = _starts(total, slab)
+    # One slab ahead: the device works on the next while the last one's results are read.
+    queue = [_screen_slab(task, planes, rate, start, slab, scalar) for start in starts[:1]]
+    for i, start in enumerate(starts):
+        queue += [_screen_slab(task, planes, rate, n, slab, scalar) for n in starts[i + 1 : i + 2]]
+        some_hits, some_refined, still_open = (np.asarray(a) for a in queue.pop(0))
+        rows = still_open.shape[-1]
+        for step, first in enumerate(start + _starts(slab, rows)):
+            # A window in two overlapping steps belongs to the first: the other rounds differently.
+            new = slice(max(0, done - first), rows)
+            hits[first + new.start : first + rows] = some_hits[step, new]
+            refined[first + new.start : first + rows] = some_refined[step, new]
+            block, row = np.divmod(_true_entries(still_open[step]), rows)
+            keep = row >= new.start
+            pairs.append((block[keep], first + row[keep]))
+            done = max(done, first + rows)
+    block, row = (np.concatenate(p) for p in zip(*pairs, strict=True))
+    order = np.argsort(block, kind="stable")
+    _decide_blocks(task, block[order], row[order], (hits, refined, tangencies, rechecked))
     return hits, refined, tangencies, rechecked
 
 
-def _decide_blocks(task: Problem, pairs: Any, counts: Any) -> None:
+def _screen_slab(task: Problem, planes, rate, start: int, slab: int, scalar: bool):
+    rows = slice(start, start + slab)
+    shift = None if task.shift is None else task.shift[rows]
+    radius = task.radius[rows, :1] if scalar else task.radius[rows]
+    with jax.enable_x64(True):
+        return _screen(*planes, task.anchor[rows], shift, radius, rate, scalar=scalar)
+
+
+def _true_entries(mask: np.ndarray) -> np.ndarray:
+    """np.flatnonzero of a mostly false mask, eight entries at a look."""
+    flat = mask.ravel()
+    whole = len(flat) // 8 * 8
+    groups = np.flatnonzero(flat[:whole].view(np.uint64))
+    near = (8 * groups[:, None] + np.arange(8)).ravel()
+    return np.concatenate([near[flat[near]], whole + np.flatnonzero(flat[whole:])])
+
+
+def _decide_blocks(task: Problem, blocks: np.ndarray, rows: np.ndarray, counts: Any) -> None:
     """Adds what the screening left out: pairs of a block of units and a window, sorted by block."""
-    (blocks, rows), (hits, refined, tangencies, rechecked) = pairs, counts
-    edges = np.flatnonzero(np.diff(blocks, prepend=-1, append=-1))
-    for start, stop in pairwise(edges):
-        first = int(blocks[start]) * BLOCK
-        span = slice(first, min(task.sizes[1], first + BLOCK))
-        for part in np.array_split(rows[start:stop], -(-(stop - start) * BLOCK >> 18)):
-            sign, _ = decide(task, part, span)
-            hit = sign > 0
-            hits[part] += hit.sum((1, 2))
-            refined[part] += hit.any(2).sum(1)
-            tangencies[part] += (sign == 0).sum((1, 2))
-            rechecked[part] += sign[0].size
+    hits, refined, tangencies, rechecked = counts
+    padding = ((0, -task.sizes[1] % BLOCK), (0, 0))
+    normal = np.pad(task.normal[0], padding)
+    offset = np.pad(task.offset[0], padding).reshape(-1, BLOCK, task.sizes[2])
+    norm = np.linalg.norm(normal, axis=1).reshape(-1, BLOCK)
+    step = max(1, (1 << 21) // (task.anchor.shape[1] + BLOCK * task.sizes[2]))
+    for start in range(0, len(rows), step):
+        block, row = blocks[start : start + step], rows[start : start + step]
+        moved, size = displacement(task, row)
+        projected, reach = np.empty((2, len(row), BLOCK))
+        spread = np.empty(len(row))
+        edges = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
+        for low, high in pairwise(edges):
+            units = normal[block[low] * BLOCK :][:BLOCK]
+            projected[low:high] = moved[low:high] @ units.T
+            reach[low:high], spread[low:high] = _reach(task, units, row[low:high])
+        value = projected[..., None] - offset[block]
+        sign = _proven_signs(task, value, reach, size + spread, norm[block], offset[block])
+        for p, u, b in np.argwhere(sign == 0):
+            sign[p, u, b] = _decide_rational(task, row[p], block[p] * BLOCK + u, b)
+        hit = sign > 0
+        np.add.at(hits, row, hit.sum((1, 2)))
+        np.add.at(refined, row, hit.any(2).sum(1))
+        np.add.at(tangencies, row, (sign == 0).sum((1, 2)))
+        np.add.at(rechecked, row, (norm[block] > 0).sum(1) * task.sizes[2])
 
 
 def _starts(total: int, rows: int) -> np.ndarray:
@@ -217,17 +253,12 @@ def _normalised_planes(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, bool
     offset = np.pad(offset, padding, constant_values=np.inf)
     steep = np.nan_to_num(np.linalg.norm(normal, axis=1)).reshape(-1, BLOCK).max(1)
     scalar = bool((task.radius == task.radius[:, :1]).all())
-    terms = min(d, _SEGMENT) + -(-d // _SEGMENT) + (0 if scalar else k) + 24
+    terms = min(d, _SEGMENT) + -(-d // _SEGMENT) + (0 if scalar else k) + 10
     with np.errstate(over="ignore"):
         planes = [a.astype(dtype) for a in (normal, slopes, offset, steep)]
     planes[2] = planes[2] if offset.any() else None
     point = task.point[0]
     return np.asarray(exact.gamma(terms, dtype)), scalar, (*planes, point, task.basis)
-
-
-def _raw_windows(task: Problem, rows: slice) -> tuple:
-    shift = None if task.shift is None else task.shift[rows]
-    return task.anchor[rows], shift, task.radius[rows]
 
 
 @partial(jax.jit, static_argnames="scalar")
@@ -240,6 +271,7 @@ def _screen(normal, slopes, offset, steep, point, basis, anchor, shift, radius, 
     blocks with one, (blocks, rows).
     """
     blocks, dtype = normal.shape[0] // BLOCK, normal.dtype
+    breaks = 1 if offset is None else offset.shape[1]
     total, rows = anchor.shape[0], min(_ROWS, anchor.shape[0])
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -259,25 +291,23 @@ def _screen(normal, slopes, offset, steep, point, basis, anchor, shift, radius, 
         reach = 1.0
         if not scalar:
             reach = dot(slopes, across(axes / largest)).reshape(blocks, BLOCK, rows)
-        low, high = reach - slop, reach + slop
-        hits = jnp.zeros((blocks, BLOCK, rows), jnp.int32)
-        refined, decided = jnp.zeros_like(hits, bool), jnp.ones_like(hits, bool)
-        for b in range(1 if offset is None else offset.shape[1]):
+        # Kept from being fused into, and computed again for, every pair.
+        low, high = jax.lax.optimization_barrier((reach - slop, reach + slop))
+        bits, refined = 0, False
+        for b in range(breaks):
             value = projected
             if offset is not None:
                 value = projected - offset[:, b, None] * across(1 / largest)
             value = abs(value).reshape(blocks, BLOCK, rows)
-            hit, miss = value < low, value >= high  # both False for NaN: stays open
-            hits = hits + hit.astype(jnp.int32)
-            refined, decided = refined | hit, decided & (hit | miss)
-        packed = hits + (refined.astype(jnp.int32) << 16) + (decided.astype(jnp.int32) << 24)
-        packed = packed.sum(1)
-        settled = packed >> 24 == BLOCK
-        return (
-            jnp.where(settled, packed & 0xFFFF, 0).sum(0),
-            jnp.where(settled, packed >> 16 & 0xFF, 0).sum(0),
-            ~settled,
-        )
+            # Both comparisons are False for NaN, which so stays open.
+            miss = jnp.where(value >= high, _DECIDED, np.int32(0))
+            bits = bits + jnp.where(value < low, _DECIDED | _HIT, miss)
+            refined = refined | (value < low)
+        packed = jnp.sum(bits, 1, dtype=np.int32)  # x64 would widen it
+        settled = packed >> 16 == BLOCK * breaks
+        hits = jnp.where(settled, packed & 0xFFFF, 0).sum(0)
+        units = hits if breaks == 1 else jnp.where(settled, jnp.sum(refined, 1), 0).sum(0)
+        return hits, units, ~settled
 
     return jax.lax.map(step, jnp.asarray(_starts(total, rows)))
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxregions._records import is_traced
+from jaxregions._records import is_traced, require_finite
 from jaxregions.hyperplanes import Hyperplanes
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -28,15 +28,16 @@ class StageHits(NamedTuple):
         ``in_parent`` is False and the criterion makes no claim.
     """
 
-    hits: np.ndarray
-    in_parent: np.ndarray
+    hits: Any
+    in_parent: Any
 
 
 def pull_back(net: CPAFunction, x: Any, *, stage: int) -> Hyperplanes:
     """A stage's switching hyperplanes in input coordinates, around the point x.
 
     Inside the parent region of x the switching values are z(x) + J (y - x): normals J, the rows of
-    the Jacobian, point x, offsets -z(x). One hyperplane per switching value. float64.
+    the Jacobian, point x, offsets -z(x). One hyperplane per switching value. float64; under jit or
+    vmap in the precision of x.
 
     Args:
       net: from ``jr.trace``.
@@ -44,24 +45,32 @@ def pull_back(net: CPAFunction, x: Any, *, stage: int) -> Hyperplanes:
       stage: 0 .. number of stages - 1.
 
     Raises:
-      ValueError: a point of another shape, a stage that does not exist.
+      ValueError: a point of another shape, a point that is not finite, a stage that does not exist.
 
     Source: README, "The mathematics", transfer through depth.
     """
     if not 0 <= stage < len(net.stages):
-        raise ValueError(f"stage: expected 0 to {len(net.stages) - 1}, received {stage}")
+        existing = f"0 to {len(net.stages) - 1}" if net.stages else "none (an affine function)"
+        raise ValueError(f"stage: expected {existing}, received {stage}")
     if np.shape(x) != net.input_shape:
         raise ValueError(f"x: expected shape {net.input_shape}, received {np.shape(x)}")
-
-    def values(flat):
-        return net.switching_values(flat.reshape(net.input_shape))[stage]
-
+    require_finite(x, "x")
+    if is_traced(x) or net.is_traced:
+        return Hyperplanes(*_linearised(net, jnp.ravel(x), stage))
     with jax.enable_x64(True):
-        flat = jnp.asarray(x, float).ravel()
-        normal, offset = jax.jacobian(values)(flat), -values(flat)[:, None]
-        if is_traced(x, normal, offset):
-            return Hyperplanes(normal, flat, offset)
-        return Hyperplanes(np.asarray(normal), np.asarray(flat), np.asarray(offset))
+        flat = np.asarray(x, np.float64).ravel()
+        return Hyperplanes(*map(np.asarray, net.jitted(_linearised, static=(1,))(flat, stage)))
+
+
+def _linearised(net: CPAFunction, flat: Any, stage: int) -> tuple[Any, Any, Any]:
+    """(J, x, -z) of one stage."""
+
+    def values(point):
+        return net.switching_values(point.reshape(net.input_shape))[stage]
+
+    wide = net.stages[stage].size > flat.size
+    normal = (jax.jacfwd if wide else jax.jacrev)(values)(flat)
+    return normal, flat, -values(flat)[:, None]
 
 
 def stage_hits(net: CPAFunction, windows: Window) -> StageHits:
@@ -73,7 +82,8 @@ def stage_hits(net: CPAFunction, windows: Window) -> StageHits:
 
     z the switching values at the window's centre and J their Jacobian, from k Jacobian-vector
     products. float64, not certified: a decision within rounding of a tie can go either way (the
-    first layer's exact decisions are ``count_hits``).
+    first layer's exact decisions are ``count_hits``). Under jit or vmap of the windows or of what
+    the network closes over: traced arrays, in the windows' precision.
 
     Args:
       net: from ``jr.trace``.
@@ -84,33 +94,38 @@ def stage_hits(net: CPAFunction, windows: Window) -> StageHits:
 
     Source: README, "The mathematics", transfer through depth.
     """
-    d = int(np.prod(net.input_shape))
+    d = math.prod(net.input_shape)
     if windows.input_dimension != d:
         raise ValueError(
             f"expected windows in {d} dimensions (inputs of shape {net.input_shape}), received "
             f"{windows.input_dimension}"
         )
-    shape, stages = windows.batch_shape, len(net.stages)
-    flat = windows.reshape(-1)
+    if is_traced(windows) or net.is_traced:
+        return _all_windows(net, windows)
     with jax.enable_x64(True):
-        as64 = partial(np.asarray, dtype=np.float64)
-        basis = None if flat.basis is None else as64(flat.basis)
-        shared = basis is None or basis.ndim == 2
-        points, radii = as64(flat.points(np.zeros(flat.dimension))), as64(flat.radii())
-        count = jax.jit(jax.vmap(partial(_one_window, net), in_axes=(0, 0, None if shared else 0)))
-        width = sum(s.size for s in net.stages) + d
-        step = max(1, min(len(points), _BYTES // (8 * 4 * width)))
-        hits = np.zeros((len(points), stages), np.int64)
-        for start in range(0, len(points), step):
-            # The last step is moved back so that every step has one shape.
-            rows = slice(max(0, min(start, len(points) - step)), None)
-            rows = slice(rows.start, rows.start + step)
-            hits[rows] = count(points[rows], radii[rows], basis if shared else basis[rows])
-    in_parent = np.concatenate(
-        [np.ones((len(hits), min(stages, 1)), bool), np.cumsum(hits, axis=1)[:, :-1] == 0], axis=1
-    )
-    hits = np.where(in_parent, hits, -1)
-    return StageHits(hits.reshape(*shape, stages), in_parent.reshape(*shape, stages))
+        wide = jax.tree.map(lambda v: np.asarray(v, np.float64), windows)
+        hits, in_parent = map(np.asarray, net.jitted(_all_windows)(wide))
+        return StageHits(hits.astype(np.int64), in_parent)
+
+
+def _all_windows(net: CPAFunction, windows: Window) -> StageHits:
+    shape, stages, flat = windows.batch_shape, len(net.stages), windows.reshape(-1)
+    if not stages:
+        return StageHits(jnp.zeros((*shape, 0), int), jnp.ones((*shape, 0), bool))
+    points = flat.points(jnp.zeros(flat.dimension, flat.center.dtype))
+    width = sum(s.size for s in net.stages) + points.shape[-1]
+    step = max(1, _BYTES // (8 * 4 * width))
+
+    def one(operands):
+        center, radius, *basis = operands
+        return _one_window(net, center, radius, basis[0] if basis else flat.basis)
+
+    own = [] if flat.basis is None or flat.basis.ndim == 2 else [flat.basis]
+    operands = (points, flat.radii(), *own)
+    hits = jax.lax.map(one, operands, batch_size=min(step, max(1, len(points))))
+    before = jnp.cumsum(hits, axis=1) - hits
+    hits = jnp.where(before == 0, hits, -1)
+    return StageHits(hits.reshape(*shape, stages), (before == 0).reshape(*shape, stages))
 
 
 def _one_window(net: CPAFunction, center: Any, radius: Any, basis: Any) -> Any:
@@ -131,4 +146,4 @@ def _one_window(net: CPAFunction, center: Any, radius: Any, basis: Any) -> Any:
         jax.ops.segment_max((abs(v) < r).astype(int), stage.unit, stage.units).sum()
         for v, r, stage in zip(at_center, reach, net.stages, strict=True)
     ]
-    return jnp.stack(counts) if counts else jnp.zeros(0, int)
+    return jnp.stack(counts)

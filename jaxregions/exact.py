@@ -95,7 +95,9 @@ def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 _U = unit_roundoff(np.float64)
-# Products below the normal range round with an absolute error, and some devices flush them to zero.
+# Products below the normal range round with an absolute error, and XLA flushes subnormal operands
+# and results to zero.
+_SMALLEST_NORMAL = float(np.finfo(np.float64).tiny)
 _TINY = 1e-300
 
 
@@ -112,7 +114,8 @@ class Ball:
 
     @staticmethod
     def exact(x) -> Ball:
-        return Ball(x, jnp.zeros_like(x))
+        """The ball of a stored number; not a point where devices read subnormal numbers as zero."""
+        return Ball(x, jnp.where(abs(x) < _SMALLEST_NORMAL, _TINY, 0.0))
 
     def __getitem__(self, index) -> Ball:
         return Ball(self.mid[index], self.rad[index])
@@ -135,7 +138,7 @@ class Ball:
         margin = abs(other.mid) - other.rad * (1 + 4 * _U)
         safe = margin > 0
         mid = self.mid / jnp.where(other.mid == 0, 1.0, other.mid)
-        spread = (self.rad + abs(mid) * other.rad) / jnp.where(safe, margin, 1.0)
+        spread = (self.rad + abs(mid) * other.rad + _TINY) / jnp.where(safe, margin, 1.0)
         return _rounded(mid, jnp.where(safe, spread, jnp.inf))
 
     def nonzero(self):

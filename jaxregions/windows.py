@@ -164,18 +164,17 @@ class Window:
         old = len(self.batch_shape)
         shape = np.empty(self.batch_shape).reshape(batch_shape).shape
 
-        def move(value, inner):
-            if value is None or value.ndim <= inner:
-                return value
-            return value.reshape(shape + value.shape[old:])
+        def move(value):
+            return None if value is None else value.reshape(shape + value.shape[old:])
 
+        shared = self.basis is None or self.basis.ndim == 2
         return build(
             Window,
-            center=move(self.center, 1),
-            radius=self.radius.reshape(shape + self.radius.shape[old:]),
-            basis=move(self.basis, 2),
-            anchor=move(self.anchor, 1),
-            shift=move(self.shift, 1),
+            center=move(self.center),
+            radius=move(self.radius),
+            basis=self.basis if shared else move(self.basis),
+            anchor=move(self.anchor),
+            shift=move(self.shift),
         )
 
     def __getitem__(self, index) -> Window:

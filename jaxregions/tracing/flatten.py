@@ -2,112 +2,180 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from jaxregions._records import is_traced
 
-__all__ = ["NotPiecewiseAffineError", "bind", "evaluate", "source_of"]
+__all__ = [
+    "NotPiecewiseAffineError",
+    "Visit",
+    "bind",
+    "evaluate",
+    "is_float",
+    "is_identity",
+    "traced_as",
+]
+
+Visit = Callable[[JaxprEqn, list[Any], str], list[Any]]
+
+_CALLS = {
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "checkpoint",
+    "remat",
+    "remat2",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_vjp_call_jaxpr",
+}
+_IDENTITIES = {"reduce_precision", "stop_gradient", "copy", "copy_p", "optimization_barrier"}
+_LIBRARIES = (
+    *(str(Path(str(m.__file__)).parent) for m in (jax, jaxlib, flax)),
+    str(Path(__file__).parent.parent),
+    "<frozen",
+)
 
 
 class NotPiecewiseAffineError(ValueError):
     """The function is not continuous piecewise affine; names the primitive and the source line."""
 
 
-def source_of(eqn: JaxprEqn) -> str | None:
-    """'file.py:12 (function)' of the user's line that an equation comes from, if it is known."""
+# Source lines -----------------------------------------------------------------------------------
+
+
+def _is_library(file_name: str | None) -> bool:
+    return file_name is None or file_name.startswith(_LIBRARIES) or "contextlib" in file_name
+
+
+def _source_of(eqn: JaxprEqn) -> str | None:
+    """'file.py:12 (function)' of the innermost line outside the libraries, if there is one."""
     traceback = eqn.source_info.traceback
-    frames = [] if traceback is None else list(traceback.frames)
-    inside = ("/jax/", "/jaxlib/", "/flax/", "/jaxregions/", "<frozen", "/contextlib.py")
-    for frame in frames:
-        if not any(part in frame.file_name.replace("\\", "/") for part in inside):
+    for frame in [] if traceback is None else traceback.frames:
+        if not _is_library(frame.file_name):
             return f"{frame.file_name}:{frame.line_num} ({frame.function_name})"
     return None
 
 
+# One equation -----------------------------------------------------------------------------------
+
+
+def is_float(value: Any) -> bool:
+    """Whether an array, a shape or a dtype is floating-point."""
+    return jnp.issubdtype(getattr(value, "dtype", value), jnp.floating)
+
+
+def traced_as(variable: Any) -> tuple[tuple[int, ...], Any]:
+    """The shape and dtype that a variable of a jaxpr was traced with."""
+    return variable.aval.shape, variable.aval.dtype
+
+
+def is_identity(eqn: JaxprEqn) -> bool:
+    """Whether the equation is exactly the identity: copies and float-to-float casts."""
+    name = eqn.primitive.name
+    if name == "convert_element_type":
+        return is_float(eqn.invars[0].aval) and is_float(eqn.outvars[0].aval)
+    return name in _IDENTITIES
+
+
 def bind(eqn: JaxprEqn, *operands: Any) -> list[Any]:
-    """The equation's outputs on these operands."""
+    """The equation's outputs on these operands, in their precision.
+
+    Whatever float type the equation was traced with, it runs in that of its operands: a
+    float-to-float cast is the identity.
+    """
+    name, params = eqn.primitive.name, dict(eqn.params)
+    if is_identity(eqn):
+        return list(operands)
+    if name == "convert_element_type" and is_float(eqn.outvars[0].aval):
+        return [jnp.asarray(operands[0], float)]
+    if name in ("scatter", "scatter-add", "scatter-sub", "scatter-mul"):
+        # These carry a jaxpr of the original precision, so they are made anew.
+        scatter = getattr(jax.lax, name.replace("-", "_"))
+        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        return [scatter(*operands, **{k: params[k] for k in names})]
+    for key in ("preferred_element_type", "out_dtype"):
+        if params.get(key) is not None and is_float(params[key]):
+            params[key] = None
     # On jax 0.10 get_bind_params returns (subfuns, params), later versions the params alone.
-    params = eqn.primitive.get_bind_params(eqn.params)
+    params = eqn.primitive.get_bind_params(params)
     subfuns, params = params if isinstance(params, tuple) else ([], params)
     out = eqn.primitive.bind(*subfuns, *operands, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def _inner(eqn: JaxprEqn) -> tuple[Jaxpr, list[Any]] | None:
-    """The body of a call-like equation and its constants."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        body = eqn.params.get(name)
-        if isinstance(body, ClosedJaxpr):
-            return body.jaxpr, list(body.consts)
-        if isinstance(body, Jaxpr):
-            return body, []
-    return None
-
-
-Visit = Callable[[JaxprEqn, list[Any], str], list[Any]]
+# A whole jaxpr ----------------------------------------------------------------------------------
 
 
 def evaluate(
-    jaxpr: Jaxpr, consts: list[Any], arguments: list[Any], visit: Visit, where: str = "unknown line"
+    body: ClosedJaxpr | Jaxpr, arguments: list[Any], visit: Visit, where: str | None = None
 ) -> list[Any]:
-    """Walk a jaxpr; ``visit(equation, operands, source line)`` answers every first-order equation."""
-    env: dict[Any, Any] = {}
+    """Walk a jaxpr; ``visit(equation, operands, source line)`` answers every first-order equation.
+
+    ``where`` is the line that called it.
+    """
+    jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+    env: dict[Any, Any] = dict(zip(jaxpr.invars, arguments, strict=True))
+    if isinstance(body, ClosedJaxpr):
+        env.update(zip(jaxpr.constvars, body.consts, strict=True))
+    # jax caches the jaxprs of its own functions, with the traceback of whoever called them first.
+    stale = where is not None and _is_library(jaxpr.debug_info.func_filename)
 
     def read(atom):
         return atom.val if isinstance(atom, Literal) else env[atom]
 
-    env.update(zip(jaxpr.constvars, consts, strict=True))
-    env.update(zip(jaxpr.invars, arguments, strict=True))
     for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        answer = _answer(eqn, operands, visit, source_of(eqn) or where)
+        line = (None if stale else _source_of(eqn)) or where or "an unknown line"
+        answer = _answer(eqn, [read(atom) for atom in eqn.invars], visit, line)
         env.update(zip(eqn.outvars, answer, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
 def _answer(eqn: JaxprEqn, operands: list[Any], visit: Visit, where: str) -> list[Any]:
     name = eqn.primitive.name
-    if name == "scan":
-        return _scan(eqn, operands, visit, where)
-    if name == "while":
-        return _while(eqn, operands, visit, where)
-    if name == "cond":
-        return _cond(eqn, operands, visit, where)
-    inner = _inner(eqn)
-    if inner is not None and name not in _NOT_INLINED:
-        return evaluate(*inner, operands, visit, where)
-    return visit(eqn, operands, where)
+    if name in _CALLS:
+        names = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+        body = next(eqn.params[key] for key in names if key in eqn.params)
+        return evaluate(body, operands, visit, where)
+    unrolled = {"scan": _scan, "while": _while, "cond": _cond}.get(name)
+    return unrolled(eqn, operands, visit, where) if unrolled else visit(eqn, operands, where)
 
 
-_NOT_INLINED = {"reduce_window", "reduce", "scatter", "scatter_add", "scatter-add", "custom_root"}
-
-
-def _pieces(eqn: JaxprEqn) -> Iterator[int]:
-    length = eqn.params["length"]
-    return iter(range(length - 1, -1, -1) if eqn.params["reverse"] else range(length))
+def _apply(function: Callable[..., Any], operands: list[Any], visit: Visit, where: str) -> Any:
+    """A small jnp function, visited equation by equation."""
+    shapes = [jax.ShapeDtypeStruct(np.shape(o), jnp.result_type(o)) for o in operands]
+    return evaluate(jax.make_jaxpr(function)(*shapes), operands, visit, where)[0]
 
 
 def _scan(eqn: JaxprEqn, operands: list[Any], visit: Visit, where: str) -> list[Any]:
-    body = eqn.params["jaxpr"]
+    body, length = eqn.params["jaxpr"], eqn.params["length"]
     constants, carried = _scan_split(eqn, body)
     fixed, carry = operands[:constants], operands[constants : constants + carried]
     stacked = operands[constants + carried :]
-    rows: dict[int, list[Any]] = {}
-    for step in _pieces(eqn):
-        row = [apply(lambda a, i=step: a[i], [xs], visit, where) for xs in stacked]
-        out = evaluate(body.jaxpr, list(body.consts), [*fixed, *carry, *row], visit, where)
+    order = range(length)[::-1] if eqn.params["reverse"] else range(length)
+    rows: list[list[Any]] = [[]] * length
+    for step in order:
+        row = [_apply(lambda a, i=step: a[i], [xs], visit, where) for xs in stacked]
+        out = evaluate(body, [*fixed, *carry, *row], visit, where)
         carry, rows[step] = out[:carried], out[carried:]
-    columns = zip(*(rows[i] for i in sorted(rows)), strict=True)
-    return [
-        *carry,
-        *(apply(lambda *parts: jnp.stack(parts), list(c), visit, where) for c in columns),
+    if not length:
+        empty = [np.zeros(*traced_as(v)) for v in eqn.outvars[carried:]]
+        return [*carry, *empty]
+    stack = [
+        _apply(lambda *parts: jnp.stack(parts), list(column), visit, where)
+        for column in zip(*rows, strict=True)
     ]
+    return [*carry, *stack]
 
 
 def _scan_split(eqn: JaxprEqn, body: ClosedJaxpr) -> tuple[int, int]:
@@ -115,55 +183,46 @@ def _scan_split(eqn: JaxprEqn, body: ClosedJaxpr) -> tuple[int, int]:
 
     Read off the shapes because the parameters that say so were renamed in jax 0.11.
     """
-    pairs = zip(eqn.outvars, body.jaxpr.outvars, strict=True)
-    carried = sum(len(out.aval.shape) == len(inner.aval.shape) for out, inner in pairs)
-    pairs = zip(eqn.invars, body.jaxpr.invars, strict=True)
-    stacked = sum(len(out.aval.shape) > len(inner.aval.shape) for out, inner in pairs)
-    return len(eqn.invars) - carried - stacked, carried
+
+    def same(outer, inner):
+        pairs = zip(outer, inner, strict=True)
+        return sum(len(a.aval.shape) == len(b.aval.shape) for a, b in pairs)
+
+    carried = same(eqn.outvars, body.jaxpr.outvars)
+    return same(eqn.invars, body.jaxpr.invars) - carried, carried
 
 
-def apply(function: Callable[..., Any], operands: list[Any], visit: Visit, where: str) -> Any:
-    """A small jnp function, visited equation by equation."""
-    shapes = [jax.ShapeDtypeStruct(np.shape(o), _dtype(o)) for o in operands]
-    closed = jax.make_jaxpr(function)(*shapes)
-    return evaluate(closed.jaxpr, list(closed.consts), operands, visit, where)[0]
-
-
-def _dtype(value: Any) -> Any:
-    return value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
-
-
-def _constant(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic | jax.Array | int | float | bool)
+def _is_known(value: Any) -> bool:
+    known = np.ndarray | np.generic | jax.Array | int | float | bool
+    return isinstance(value, known) and not is_traced(value)
 
 
 def _while(eqn: JaxprEqn, operands: list[Any], visit: Visit, where: str) -> list[Any]:
-    p = eqn.params
-    test_count, body_count = p["cond_nconsts"], p["body_nconsts"]
-    test, fixed = operands[:test_count], operands[test_count : test_count + body_count]
-    carry = operands[test_count + body_count :]
+    test, body = eqn.params["cond_jaxpr"], eqn.params["body_jaxpr"]
+    split = eqn.params["cond_nconsts"], eqn.params["cond_nconsts"] + eqn.params["body_nconsts"]
+    for_test, for_body, carry = (
+        operands[: split[0]],
+        operands[split[0] : split[1]],
+        operands[split[1] :],
+    )
     while True:
-        (go_on,) = evaluate(
-            p["cond_jaxpr"].jaxpr, list(p["cond_jaxpr"].consts), [*test, *carry], visit, where
-        )
-        if not _constant(go_on) or is_traced(go_on):
+        (go_on,) = evaluate(test, [*for_test, *carry], visit, where)
+        if not _is_known(go_on):
             raise NotPiecewiseAffineError(
                 f"primitive 'while' at {where}: how often the loop runs depends on the input "
                 "or on traced values; expected a fixed number of steps"
             )
         if not bool(go_on):
             return carry
-        body = p["body_jaxpr"]
-        carry = evaluate(body.jaxpr, list(body.consts), [*fixed, *carry], visit, where)
+        carry = evaluate(body, [*for_body, *carry], visit, where)
 
 
 def _cond(eqn: JaxprEqn, operands: list[Any], visit: Visit, where: str) -> list[Any]:
     index, *rest = operands
-    if not _constant(index) or is_traced(index):
+    if not _is_known(index):
         raise NotPiecewiseAffineError(
             f"primitive 'cond' at {where}: which branch runs depends on the input or on traced "
             "values; use jnp.where with branches that agree where the predicate changes"
         )
     branches = eqn.params["branches"]
-    branch = branches[int(np.clip(int(index), 0, len(branches) - 1))]
-    return evaluate(branch.jaxpr, list(branch.consts), rest, visit, where)
+    return evaluate(branches[int(np.clip(int(index), 0, len(branches) - 1))], rest, visit, where)

@@ -2,8 +2,8 @@
 
 In floating point ``enter`` is the identity and ``subtract_mean`` is a subtraction. What they add is
 meaning that survives jit, vmap, grad and any wrapping function: an exact evaluator that meets
-``subtract_mean`` can recompute the mean of z over the batch in rational arithmetic, by evaluating the
-equations between the matching ``enter`` and z at every row of the batch.
+``subtract_mean`` can recompute the mean of z over the batch in rational arithmetic, by evaluating
+the equations between the matching ``enter`` and z at every row of the batch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -53,7 +54,8 @@ def subtract_mean(
       mean: what floating point subtracts; as many axes as z, broadcast against it.
       mask: None, or (N, ...) one mask per example, broadcast against z: the entries that count.
       token: of the ``enter`` that the batch came in by.
-      axes: axes of z that the mean runs over, beside the batch's rows; negative counts from the end.
+      axes: axes of z that the mean runs over, beside the batch's rows; negative ones count
+        from the end.
     """
     axes = tuple(sorted(a % z.ndim - z.ndim for a in axes))
     mean = jnp.broadcast_to(mean, (1,) * (z.ndim - jnp.ndim(mean)) + jnp.shape(mean))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,8 @@ import numpy as np
 
 from jaxregions._records import is_traced, require_finite
 from jaxregions.tracing import flatten
-from jaxregions.tracing.tables import Unprovable
-from jaxregions.tracing.walk import Group, Program, Slot, Walk, fold
+from jaxregions.tracing.rules import visitor
+from jaxregions.tracing.walk import Group, Program, Slot, Walk
 
 __all__ = ["CPAFunction", "Stage", "trace"]
 
@@ -42,8 +43,10 @@ class CPAFunction:
 
     input_shape: shape of one input.
     stages: see ``Stage``; the function is affine where all signs are fixed.
-    casts: float-to-float casts met; they count as identities of the exact function.
-    dropped: switching values that repeat another one and were left out.
+    casts: float-to-float casts met; the program leaves them out, as identities of the exact
+      function.
+    dropped: switching values left out because they vanish together with another one, or never
+      change sign since they do not depend on the input.
 
     Source: README, "The mathematics", switching values.
     """
@@ -54,6 +57,7 @@ class CPAFunction:
     dropped: int
     program: Program = dataclasses.field(repr=False)
     tree: Any = dataclasses.field(repr=False)
+    _jitted: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def num_units(self) -> int:
@@ -62,18 +66,35 @@ class CPAFunction:
 
     def __call__(self, x: Any) -> Any:
         """f(x), x of ``input_shape``, through the traced program."""
-        env = _run(self.program, jnp.asarray(x))
-        outputs = [_read(env, o) for o in self.program.outputs]
-        return jax.tree.unflatten(self.tree, outputs)
+        read = _run(self.program, self._point(x))
+        return jax.tree.unflatten(self.tree, [jnp.asarray(read(o)) for o in self.program.outputs])
 
     def switching_values(self, x: Any) -> tuple[Any, ...]:
         """Per stage a (size,) array whose signs say which linear pieces are in use at x."""
-        env = _run(self.program, jnp.asarray(x))
-        return tuple(jnp.concatenate([_difference(env, g) for g in s.groups]) for s in self.stages)
+        read = _run(self.program, self._point(x))
+        return tuple(jnp.concatenate([_difference(read, g) for g in s.groups]) for s in self.stages)
 
     def pattern(self, x: Any) -> tuple[Any, ...]:
         """Per stage the signs -1, 0, 1 of ``switching_values`` as int8."""
         return tuple(jnp.sign(v).astype(jnp.int8) for v in self.switching_values(x))
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the function closes over tracers, so that its numbers cannot be looked at."""
+        return is_traced([step.inputs for step in self.program.steps])
+
+    def jitted(
+        self, function: Callable[..., Any], static: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        """function(net, ...), jitted over what follows net; compiled once in this net's life."""
+        if function not in self._jitted:
+            self._jitted[function] = jax.jit(partial(function, self), static_argnums=static)
+        return self._jitted[function]
+
+    def _point(self, x: Any) -> Any:
+        if np.shape(x) != self.input_shape:
+            raise ValueError(f"x: expected shape {self.input_shape}, received {np.shape(x)}")
+        return x
 
 
 def trace(f: Callable[[Any], Any], example_x: Any) -> CPAFunction:
@@ -89,7 +110,7 @@ def trace(f: Callable[[Any], Any], example_x: Any) -> CPAFunction:
     Raises:
       NotPiecewiseAffineError: a primitive that is not piecewise affine, or a selection that is not
         continuous; names the primitive and the source line.
-      ValueError: an example that is not a floating-point array.
+      ValueError: an example that is not finite numbers.
 
     Source: README, "The mathematics", switching values.
     """
@@ -99,29 +120,28 @@ def trace(f: Callable[[Any], Any], example_x: Any) -> CPAFunction:
     if not is_traced(example_x):
         require_finite(np.asarray(example_x, np.float64), "example_x")
     with jax.enable_x64(True):
-        closed, out = _jaxpr(f, jax.ShapeDtypeStruct(shape, jnp.float64))
+        try:
+            closed, out = _jaxpr(f, shape, jnp.float64)
+        except TypeError:  # insists on float32 somewhere, such as a loop's carry
+            closed, out = _jaxpr(f, shape, jnp.float32)
         if not is_traced(closed.consts):
-            return _trace(closed, out, shape)
+            return _traced(closed, out, shape, jnp.float64)
     dtype = jnp.result_type(float)
-    closed, out = _jaxpr(f, jax.ShapeDtypeStruct(shape, dtype))
-    return _trace(closed, out, shape)
+    return _traced(*_jaxpr(f, shape, dtype), shape, dtype)
 
 
-def _jaxpr(f: Callable[[Any], Any], example: jax.ShapeDtypeStruct) -> tuple[Any, Any]:
-    return jax.make_jaxpr(f, return_shape=True)(example)
+def _jaxpr(f: Callable[[Any], Any], shape: tuple[int, ...], dtype: Any) -> tuple[Any, Any]:
+    # A new function each time: jax would answer a second trace of the same one from its cache.
+    return jax.make_jaxpr(lambda x: f(x), return_shape=True)(jax.ShapeDtypeStruct(shape, dtype))
 
 
-def _trace(closed: Any, out: Any, shape: tuple[int, ...]) -> CPAFunction:
-    walk = Walk(shape, closed.in_avals[0].dtype)
-    consts = [fold(c) for c in closed.consts]
-    outputs = flatten.evaluate(closed.jaxpr, consts, [walk.input], walk.visit)
-    try:
-        outputs = [walk.flush(o) for o in outputs]
-    except Unprovable as reason:
-        raise flatten.NotPiecewiseAffineError(f"the function's output: {reason}") from reason
+def _traced(closed: Any, out: Any, shape: tuple[int, ...], dtype: Any) -> CPAFunction:
+    walk = Walk(shape, dtype)
+    outputs = flatten.evaluate(closed, [walk.input], visitor(walk))
+    outputs = [walk.flush(o) if isinstance(o, Slot) else walk.constant(o) for o in outputs]
     program = walk.program(outputs)
     return CPAFunction(
-        tuple(shape), _stages(program), walk.casts, walk.dropped, program, jax.tree.structure(out)
+        shape, _stages(program), walk.casts, walk.dropped, program, jax.tree.structure(out)
     )
 
 
@@ -146,26 +166,29 @@ def _stages(program: Program) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _run(program: Program, x: Any) -> list[Any]:
+def _run(program: Program, x: Any) -> Callable[[Any], Any]:
+    """Reads any slot's value at x, and any constant, in the precision of x."""
+    x = jnp.asarray(x)
+    if not flatten.is_float(x):
+        x = x.astype(float)
     env: list[Any] = [None] * program.size
     env[program.input.index] = x
+
+    def read(value):
+        if isinstance(value, Slot):
+            return env[value.index]
+        return value.astype(x.dtype) if flatten.is_float(value) else value
+
     for step in program.steps:
-        values = step.function(*(_read(env, v) for v in step.inputs))
+        values = step.function(*map(read, step.inputs))
         for index, value in zip(step.outputs, values, strict=True):
-            env[index] = value
-    return env
+            env[index] = value.astype(x.dtype) if flatten.is_float(value) else value
+    return read
 
 
-def _read(env: list[Any], value: Any) -> Any:
-    return env[value.index] if isinstance(value, Slot) else value
-
-
-def _difference(env: list[Any], group: Group) -> Any:
-    left = env[group.left.index]
-    right = group.right
-    if isinstance(right, Slot):
-        right = env[right.index]
-    elif not is_traced(right):
-        right = np.asarray(right, np.float64).astype(left.dtype)
-    values = jnp.broadcast_to(left - right, left.shape).ravel()
+def _difference(read: Callable[[Any], Any], group: Group) -> Any:
+    left, right = read(group.left), group.right
+    if not isinstance(right, Slot) and not is_traced(right):
+        right = np.asarray(right, np.float64)
+    values = jnp.broadcast_to(left - read(right), left.shape).ravel()
     return values if group.rows is None else values[np.flatnonzero(group.rows)]

@@ -1,9 +1,9 @@
 """Exact tables of univariate piecewise-affine functions, elementwise over arrays.
 
-A table says what an elementwise chain (relu, clip, where, a comparison, a mask times its input) does to
-its origin u: breakpoints tau_1 < ... < tau_K and on each piece alpha u + beta. Coefficients are exact
-rationals in arrays that broadcast against u, or tracers when parameters are traced; Python's
-Fraction(0) and Fraction(1) stay structural, so that 0 * tracer is 0.
+A table says what an elementwise chain (relu, clip, where, a comparison, a mask times its input)
+does to its origin u: breakpoints tau_1 < ... < tau_K and on each piece alpha u + beta. Coefficients
+are exact rationals in arrays that broadcast against u, or tracers when parameters are traced;
+Python's Fraction(0) and Fraction(1) stay structural, so that 0 * tracer is 0.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 
 def coefficient(value: Any) -> Any:
-    """A constant as a Fraction, an object array of Fractions as small as broadcasting allows, or a tracer."""
+    """A constant as a Fraction, an array of them as small as broadcasting allows, or a tracer."""
     if is_traced(value):
         return value
     array = np.asarray(value)
@@ -62,7 +62,7 @@ def coefficient(value: Any) -> Any:
     return out
 
 
-def _is_zero(x: Any) -> bool:
+def is_zero(x: Any) -> bool:
     return isinstance(x, Fraction) and x == 0
 
 
@@ -74,7 +74,7 @@ def _plain(x: Any, *others: Any) -> Any:
 
 
 def times(a: Any, b: Any) -> Any:
-    if _is_zero(a) or _is_zero(b):
+    if is_zero(a) or is_zero(b):
         return Fraction(0)
     if isinstance(a, Fraction) and a == 1:
         return b
@@ -84,9 +84,9 @@ def times(a: Any, b: Any) -> Any:
 
 
 def plus(a: Any, b: Any) -> Any:
-    if _is_zero(a):
+    if is_zero(a):
         return b
-    if _is_zero(b):
+    if is_zero(b):
         return a
     return _plain(a, b) + _plain(b, a)
 
@@ -151,9 +151,9 @@ def added(left: Table, right: Table) -> Table:
 
 def multiplied(left: Table, right: Table) -> Table:
     def product(p, q):
-        if _is_zero(p[0]):
+        if is_zero(p[0]):
             return times(p[1], q[0]), times(p[1], q[1])
-        if _is_zero(q[0]):
+        if is_zero(q[0]):
             return times(q[1], p[0]), times(q[1], p[1])
         raise Unprovable("a product of two input-dependent values")
 
@@ -168,7 +168,7 @@ def positive(table: Table) -> Table:
     for low, high, (a, b) in zip(edges, edges[1:], table.pieces, strict=False):
         if low is not None:
             taus.append(low)
-        if _is_zero(a):
+        if is_zero(a):
             pieces.append((Fraction(0), _step(_require_sign(b, "the sign of a constant") > 0)))
             continue
         slope = _require_sign(a, "the sign of a slope")
@@ -196,7 +196,7 @@ def is_one(x: Any) -> bool:
 
 
 def divide(a: Any, b: Any) -> Any:
-    return Fraction(0) if _is_zero(a) else _plain(a, b) / _plain(b, a)
+    return Fraction(0) if is_zero(a) else _plain(a, b) / _plain(b, a)
 
 
 def _step(value: bool) -> Fraction:
@@ -248,3 +248,18 @@ def bends(table: Table) -> tuple[Any, ...]:
         if is_traced(change) or np.any(np.asarray(change, object) != 0):
             found.append(tau)
     return tuple(found)
+
+
+def composed(table: Table, line: tuple[Any, Any]) -> Table:
+    """table(alpha u + beta) as a table of u; alpha of one sign."""
+    alpha, beta = line
+    if is_one(alpha) and is_zero(beta):
+        return table
+    pieces = tuple((times(a, alpha), plus(times(a, beta), b)) for a, b in table.pieces)
+    if not table.taus:
+        return Table((), pieces)
+    direction = sign(alpha)
+    if not direction:
+        raise Unprovable("an elementwise chain that is rescaled by values of both signs or of none")
+    taus = tuple(divide(minus(tau, beta), alpha) for tau in table.taus)
+    return Table(taus, pieces) if direction > 0 else Table(taus[::-1], pieces[::-1])
