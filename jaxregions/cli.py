@@ -148,8 +148,6 @@ def study(
 @app.command()
 def info() -> None:
     """Print versions and devices, and say what is slower for want of an optional part."""
-    import importlib.util
-
     import jax
 
     from jaxregions.exact import rational_backend
@@ -164,9 +162,6 @@ def info() -> None:
         "" if backend == "python-flint" else " (python-flint is missing: exact ties are slower)"
     )
     typer.echo(f"{'rational arithmetic':<20} {backend}{slower}")
-    native = importlib.util.find_spec("highspy") is not None
-    note = "highspy" if native else "scipy (highspy is missing: exact linear programs are slower)"
-    typer.echo(f"{'linear programs':<20} {note}")
 
 
 def _numbers(name: str, text: str, kind: type) -> tuple:
