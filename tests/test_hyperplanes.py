@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxregions as jr
+from jaxregions import _criterion
 from jaxregions.hyperplanes import Hyperplanes, count_hits, distances, margins, meets, refines
 
 
@@ -120,6 +121,23 @@ def test_ragged_sizes_and_leading_axes():
     np.testing.assert_array_equal(
         count_hits(planes, per_axis).hits, refines(planes, per_axis).sum((-2, -1))
     )
+
+
+@pytest.mark.parametrize(("rows", "slab", "count"), [(8, 20, 53), (8, 24, 24), (16, 40, 41)])
+def test_overlapping_steps_and_slabs_count_every_window_once(monkeypatch, rows, slab, count):
+    # Integer data: most blocks hold a tie, so nearly everything is decided twice.
+    monkeypatch.setattr(_criterion, "_ROWS", rows)
+    monkeypatch.setattr(_criterion, "_SLAB", slab)
+    rng = np.random.default_rng(count)
+    normal, offset = rng.integers(-2, 3, (37, 2)), rng.integers(-2, 3, (37, 2))
+    planes = Hyperplanes(normal, np.zeros(2), offset)
+    windows = jr.Window(rng.integers(-2, 3, (count, 2)), 1.0)
+    sign = refines(planes, windows).astype(int) + meets(planes, windows) - 1
+    counts = count_hits(planes, windows)
+    np.testing.assert_array_equal(counts.hits, (sign == 1).sum((1, 2)))
+    np.testing.assert_array_equal(counts.units, (sign == 1).any(2).sum(1))
+    np.testing.assert_array_equal(counts.tangencies, (sign == 0).sum((1, 2)))
+    assert (counts.tangencies > 0).all()
 
 
 def test_units_without_hyperplane_meet_nothing():
