@@ -44,8 +44,8 @@ def seconds(run) -> float:
 
 def measure(d: int, units: int, windows: int, repeat: int) -> dict:
     rng = np.random.default_rng(0)
-    normal = rng.normal(size=(units, d)).astype(np.float32)
-    centers = rng.normal(size=(windows, d)).astype(np.float32)
+    normal = rng.standard_normal((units, d), np.float32)
+    centers = rng.standard_normal((windows, d), np.float32)
     planes = Hyperplanes(normal, centers[:128].mean(0), np.zeros((units, 1)))
     batch = Window(centers, 0.05)
     kernel, points = jnp.asarray(normal.T), jnp.asarray(centers)
