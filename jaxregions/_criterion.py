@@ -86,7 +86,7 @@ def decide(task: Problem, rows: np.ndarray, units: slice) -> tuple[np.ndarray, n
     projected = moved @ normal.T if shared else np.einsum("rd,rud->ru", moved, normal)
     reach, spread = _reach(task, normal, rows)
     value = projected[..., None] - offset
-    norm = np.linalg.norm(normal, axis=-1)
+    norm = size_of(normal)
     sign = _proven_signs(task, value, reach, size + spread, norm, offset)
     open_pairs = np.argwhere(sign == 0)
     for r, u, b in open_pairs:
@@ -111,29 +111,35 @@ def _proven_signs(task: Problem, value, reach, size, norm, offset) -> np.ndarray
     return sign
 
 
+def size_of(vectors: np.ndarray) -> np.ndarray:
+    """Euclidean norms over the last axis, where squares would underflow or overflow too."""
+    largest = abs(vectors).max(-1, keepdims=True)
+    scaled = vectors / np.where(largest == 0, 1.0, largest)
+    return largest[..., 0] * np.linalg.norm(scaled, axis=-1)
+
+
 def displacement(task: Problem, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """anchor - point + basis shift, (R, d), and the size (R,) that its rounding is relative to."""
     shared = task.point.shape[0] == 1
     moved = task.anchor[rows].astype(np.float64) - (task.point[0] if shared else task.point[rows])
-    size = np.linalg.norm(moved, axis=-1)
+    size = size_of(moved)
     if task.shift is not None and task.basis is not None:
         basis = task.basis[0] if task.basis.shape[0] == 1 else task.basis[rows]
         moved = moved + np.einsum("...dk,...k->...d", basis, task.shift[rows])
-        size = size + np.linalg.norm(
-            np.einsum("...dk,...k->...d", abs(basis), abs(task.shift[rows])), axis=-1
-        )
+        terms = np.einsum("...dk,...k->...d", abs(basis), abs(task.shift[rows]))
+        size = size + size_of(terms)
     return moved, size
 
 
 def _reach(task: Problem, normal: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """sum_j r_j |(B'w)_j|, (R, U), and (R,) the spread: reach <= spread |w|, rounding too."""
     radius = task.radius[rows]
-    spread = np.sqrt(radius.shape[1]) * np.linalg.norm(radius, axis=-1)
+    spread = np.sqrt(radius.shape[1]) * size_of(radius)
     slopes = normal
     if task.basis is not None:
         basis = task.basis[0] if task.basis.shape[0] == 1 else task.basis[rows]
         slopes = normal @ basis
-        spread = spread * np.linalg.norm(basis, axis=(-2, -1))
+        spread = spread * size_of(basis.reshape(*basis.shape[:-2], -1))
     if slopes.ndim == 2 and (radius == radius[:, :1]).all():
         return radius[:, :1] * abs(slopes).sum(1), spread
     if slopes.ndim == 2:
@@ -209,7 +215,7 @@ def _decide_blocks(task: Problem, blocks: np.ndarray, rows: np.ndarray, counts: 
     padding = ((0, -task.sizes[1] % BLOCK), (0, 0))
     normal = np.pad(task.normal[0], padding)
     offset = np.pad(task.offset[0], padding).reshape(-1, BLOCK, task.sizes[2])
-    norm = np.linalg.norm(normal, axis=1).reshape(-1, BLOCK)
+    norm = size_of(normal).reshape(-1, BLOCK)
     step = max(1, (1 << 21) // (task.anchor.shape[1] + BLOCK * task.sizes[2]))
     for start in range(0, len(rows), step):
         block, row = blocks[start : start + step], rows[start : start + step]
@@ -279,14 +285,15 @@ def _screen(normal, slopes, offset, steep, point, basis, anchor, shift, radius, 
         take = lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows).astype(float)  # noqa: E731
         moved, axes = take(anchor) - point, take(radius)
         largest = axes.max(1, keepdims=True)
-        size = jnp.linalg.norm(moved, axis=1, keepdims=True)
+        size = jnp.linalg.norm(moved / largest, axis=1, keepdims=True)
         if shift is not None:
             moved = moved + dot(take(shift), basis[0].T)
-            size = size + jnp.linalg.norm(dot(abs(take(shift)), abs(basis[0]).T), axis=1)[:, None]
+            terms = dot(abs(take(shift)), abs(basis[0]).T) / largest
+            size = size + jnp.linalg.norm(terms, axis=1, keepdims=True)
         across = lambda a: a.astype(dtype).T  # noqa: E731
         projected = _segmented_dot(normal, across(moved / largest), dot)
         # |error| <= rate (|terms| + 2): an offset that exceeds the terms by more than 2 misses.
-        slop = (steep[:, None] * across(rate * size / largest) + across(2 * rate))[:, None]
+        slop = (steep[:, None] * across(rate * size) + across(2 * rate))[:, None]
         slop = jnp.where(slop < 0.5, slop, jnp.nan)  # no decision where the bound is useless
         reach = 1.0
         if not scalar:

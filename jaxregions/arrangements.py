@@ -178,7 +178,7 @@ def _gather(task: Problem, part: np.ndarray, hit: np.ndarray, size: int) -> Rows
     slope_error = bound * (abs(normal) @ abs(basis)) * radius
     value = np.einsum("wmd,wd->wm", normal, moved) - offset
     value_error = exact.gamma(2 * (d + k) + 16, np.float64) * (
-        extent[:, None] * np.linalg.norm(normal, axis=-1) + abs(offset)
+        extent[:, None] * _criterion.size_of(normal) + abs(offset)
     )
     # Rows scaled by powers of two: exact, and the crossings stay where they are.
     scale = np.ldexp(1.0, -np.frexp(abs(slope).max(-1))[1])

@@ -96,7 +96,7 @@ def test_a_hit_is_a_sign_change_at_two_corners():
 
 def test_nearly_tangent_decisions_are_exact_at_any_scale():
     # |w . c| against r sum |w| one unit in the last place apart, far below float32 resolution.
-    for scale in (1e-150, 1.0, 1e150):
+    for scale in (1e-200, 1e-150, 1.0, 1e150):
         normal = np.array([[1.0, 1.0]]) * scale
         radius = np.nextafter(0.5, [0.0, 1.0, 0.5])
         window = jr.Window(np.full((3, 2), 0.5), radius)
@@ -121,6 +121,24 @@ def test_ragged_sizes_and_leading_axes():
     np.testing.assert_array_equal(
         count_hits(planes, per_axis).hits, refines(planes, per_axis).sum((-2, -1))
     )
+
+
+def test_tiny_windows_and_normals_have_honest_rounding_bounds():
+    # Squares of these underflow: a bound made of them would be zero, and prove anything.
+    rng = np.random.default_rng(7)
+    normal, offset = rng.normal(size=(40, 5)), rng.normal(size=(40, 1))
+    centers = rng.normal(size=(30, 5))
+    expected = refines(Hyperplanes(normal, np.zeros(5), offset), jr.Window(centers, 0.3))
+    for exponent in (-600, 600):
+        scaled = Hyperplanes(
+            np.ldexp(normal, -exponent // 2), np.zeros(5), np.ldexp(offset, exponent // 2)
+        )
+        windows = jr.Window(np.ldexp(centers, exponent), np.ldexp(0.3, exponent))
+        np.testing.assert_array_equal(refines(scaled, windows), expected)
+        np.testing.assert_array_equal(count_hits(scaled, windows).hits, expected.sum((1, 2)))
+    tie = jr.Window(np.full((1, 2), 2.0**-600), np.nextafter(2.0**-600, 0))
+    planes = Hyperplanes(np.full((1, 2), 2.0**-300), np.zeros(2), np.zeros((1, 1)))
+    assert count_hits(planes, tie).hits == 0
 
 
 @pytest.mark.parametrize(("rows", "slab", "count"), [(8, 20, 53), (8, 24, 24), (16, 40, 41)])
