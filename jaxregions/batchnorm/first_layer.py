@@ -12,6 +12,7 @@ from jaxregions._records import is_traced, record, require_finite
 from jaxregions.activations import PiecewiseLinear, relu
 from jaxregions.exact import rationals
 from jaxregions.hyperplanes import Hyperplanes, refines
+from jaxregions.tracing import marks
 from jaxregions.windows import Window
 
 __all__ = ["BatchHyperplanes", "as_batch", "batch_hyperplanes", "centroid"]
@@ -62,14 +63,12 @@ def centroid(batch: Any) -> Any:
     batch = as_batch(batch)
     if is_traced(batch):
         return jnp.mean(batch, axis=0)
-    count, *shape = batch.shape
     try:
-        sums = [math.fsum(column) for column in batch.reshape(count, -1).T]
+        return marks.center(batch)
     except OverflowError as error:
         raise ValueError(
             "batch: expected column sums in the float64 range, received an overflow"
         ) from error
-    return (np.array(sums, np.float64) / count).reshape(shape)
 
 
 @record

@@ -1,6 +1,19 @@
 """From a function to its switching values: the only room that touches jax.extend."""
 
+from jaxregions.tracing.bounds import bounded_outputs, bounded_values, prepare
 from jaxregions.tracing.flatten import NotPiecewiseAffineError
-from jaxregions.tracing.network import CPAFunction, Stage, trace
+from jaxregions.tracing.network import CPAFunction, Stage, fixed_signs, trace
+from jaxregions.tracing.rational import exact_outputs, exact_values
 
-__all__ = ["CPAFunction", "NotPiecewiseAffineError", "Stage", "trace"]
+__all__ = [
+    "CPAFunction",
+    "NotPiecewiseAffineError",
+    "Stage",
+    "bounded_outputs",
+    "bounded_values",
+    "exact_outputs",
+    "exact_values",
+    "fixed_signs",
+    "prepare",
+    "trace",
+]

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxregions.tracing.flatten import JaxprEqn, traced_as
 from jaxregions.tracing.tables import Unprovable
-from jaxregions.tracing.walk import Slot, Walk, is_slot
+from jaxregions.tracing.walk import Contest, Slot, Walk, is_slot
 
 __all__ = ["arg_extremum", "pair", "reduce_extremum", "sort", "top_k", "window_extremum"]
 
@@ -21,16 +21,11 @@ def pair(walk: Walk, candidates: list[Any], *, smallest: bool) -> Slot:
     """max (or min) of two values of one shape: one comparison."""
     left, right = candidates if is_slot(candidates[0]) else candidates[::-1]
     depth = max(c.depth for c in candidates if is_slot(c))
-    return _played(walk, depth, left, right, [left, right], _best(smallest), _new_contest(walk))
+    return _played(walk, depth, left, right, [left, right], _best(smallest), None)
 
 
 def _best(smallest: bool) -> Callable[..., Any]:
     return jnp.minimum if smallest else jnp.maximum
-
-
-def _new_contest(walk: Walk) -> int:
-    walk.contests += 1
-    return walk.contests - 1
 
 
 def _played(walk, depth, left, right, operands, function, contest) -> Slot:
@@ -41,7 +36,8 @@ def _played(walk, depth, left, right, operands, function, contest) -> Slot:
 
 def _tournament(walk: Walk, line: Slot, smallest: bool) -> Slot:
     """Winner over the first axis by rounds of pairwise comparisons, one stage a round."""
-    contest, best = _new_contest(walk), _best(smallest)
+    contest, best = Contest(walk.contests, smallest), _best(smallest)
+    walk.contests += 1
     while line.shape[0] > 1:
         half = line.shape[0] // 2
         left = walk.compute(lambda v, h=half: v[:h], [line], line.depth, "candidates")
@@ -100,7 +96,7 @@ def _patches(v: Any, *, params: dict[str, Any], fill: float) -> Any:
 def _sorted(walk: Walk, value: Slot, axis: int) -> Slot:
     """Ascending along an axis by odd-even transposition: neighbours compared, one stage a round."""
     line = walk.compute(lambda v: jnp.moveaxis(v, axis, 0), [value], value.depth, "candidates")
-    n, contest = line.shape[0], _new_contest(walk)
+    n = line.shape[0]
     for turn in range(n if n > 1 else 0):
         first = turn % 2
         last = first + (n - first) // 2 * 2
@@ -120,7 +116,7 @@ def _sorted(walk: Walk, value: Slot, axis: int) -> Slot:
 
         left = walk.compute(low, [line], line.depth, "candidates")
         right = walk.compute(high, [line], line.depth, "candidates")
-        line = _played(walk, line.depth, left, right, [line], exchange, contest)
+        line = _played(walk, line.depth, left, right, [line], exchange, None)
     return walk.compute(lambda v: jnp.moveaxis(v, 0, axis), [line], line.depth, "sorted")
 
 

@@ -9,14 +9,16 @@ the equations between the matching ``enter`` and z at every row of the batch.
 from __future__ import annotations
 
 import itertools
+import math
 
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-__all__ = ["enter", "enter_p", "new_token", "subtract_mean", "subtract_mean_p"]
+__all__ = ["center", "enter", "enter_p", "new_token", "subtract_mean", "subtract_mean_p"]
 
 enter_p = Primitive("enter_batch")
 subtract_mean_p = Primitive("subtract_batch_mean")
@@ -26,6 +28,22 @@ _tokens = itertools.count()
 def new_token() -> int:
     """A number that ties one ``enter`` to the ``subtract_mean`` calls behind it."""
     return next(_tokens)
+
+
+def center(batch: np.ndarray) -> np.ndarray:
+    """The float64 point p that every first-layer mean is taken at: the mean of the rows.
+
+    Every sum is correctly rounded before the division.
+
+    Args:
+      batch: (N, *input_shape), float64.
+
+    Raises:
+      OverflowError: a sum beyond the float64 range.
+    """
+    count, *shape = batch.shape
+    sums = [math.fsum(column) for column in batch.reshape(count, -1).T]
+    return (np.array(sums, np.float64) / count).reshape(shape)
 
 
 def enter(x: jax.Array, batch: jax.Array, *, token: int) -> jax.Array:
@@ -105,26 +123,25 @@ ad.primitive_jvps[enter_p] = _enter_jvp
 ad.primitive_jvps[subtract_mean_p] = _subtract_jvp
 
 
-def _front(operand, axis, size):
-    if axis is None:
-        return jnp.broadcast_to(operand, (size, *jnp.shape(operand)))
-    return jnp.moveaxis(operand, axis, 0)
+def _batch(primitive, *places):
+    """vmap adds a leading axis to z, and one at these places to the other operands.
 
-
-def _batch(primitive):
-    """vmap adds one leading axis to z; a shared batch, mean or mask stays as it is."""
+    Of length 1 where an operand is shared, so that nested vmaps stay aligned.
+    """
 
     def rule(operands, dims, **params):
         size = next(o.shape[d] for o, d in zip(operands, dims, strict=True) if d is not None)
-        z = _front(operands[0], dims[0], size)
+        z, dim = operands[0], dims[0]
+        z = jnp.broadcast_to(z, (size, *z.shape)) if dim is None else jnp.moveaxis(z, dim, 0)
         rest = [
-            o if d is None else _front(o, d, size)
-            for o, d in zip(operands[1:], dims[1:], strict=True)
+            jnp.expand_dims(o, place) if d is None else jnp.moveaxis(o, d, place)
+            for o, d, place in zip(operands[1:], dims[1:], places, strict=False)
         ]
         return primitive.bind(z, *rest, **params), 0
 
     return rule
 
 
-batching.primitive_batchers[enter_p] = _batch(enter_p)
-batching.primitive_batchers[subtract_mean_p] = _batch(subtract_mean_p)
+_AFTER_EXAMPLES = 1  # batch and mask keep the examples in front
+batching.primitive_batchers[enter_p] = _batch(enter_p, _AFTER_EXAMPLES)
+batching.primitive_batchers[subtract_mean_p] = _batch(subtract_mean_p, 0, _AFTER_EXAMPLES)

@@ -16,7 +16,7 @@ from jaxregions.tracing import flatten
 from jaxregions.tracing.rules import visitor
 from jaxregions.tracing.walk import Group, Program, Slot, Walk
 
-__all__ = ["CPAFunction", "Stage", "trace"]
+__all__ = ["CPAFunction", "Stage", "fixed_signs", "trace"]
 
 
 class Stage(NamedTuple):
@@ -164,6 +164,17 @@ def _stages(program: Program) -> tuple[Stage, ...]:
         )
         stages.append(Stage(groups, len(unit), unit, int(unit.max(initial=-1)) + 1))
     return tuple(stages)
+
+
+def fixed_signs(net: CPAFunction, group: Group) -> np.ndarray:
+    """Signs of left - right at the origin: right for every entry that is no switching value.
+
+    Such an entry compares constants, and an infinite one is a candidate that always loses.
+    """
+    with jax.enable_x64(True):
+        read = _run(net.program, np.zeros(net.input_shape))
+        left, right = np.asarray(read(group.left)), np.asarray(read(group.right))
+    return (left > right).astype(np.int8) - (left < right).astype(np.int8)
 
 
 def _run(program: Program, x: Any) -> Callable[[Any], Any]:

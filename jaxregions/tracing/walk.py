@@ -24,7 +24,7 @@ from jaxregions.tracing.flatten import JaxprEqn, NotPiecewiseAffineError, bind, 
 from jaxregions.tracing.operations import table_of_primitive
 from jaxregions.tracing.tables import Table, Unprovable
 
-__all__ = ["Group", "Program", "Slot", "Step", "Walk", "is_slot"]
+__all__ = ["Contest", "Group", "Program", "Slot", "Step", "Walk", "is_slot"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,13 +75,25 @@ class Step(NamedTuple):
     eqn: JaxprEqn | None
 
 
+class Contest(NamedTuple):
+    """One maximum (minimum) of many candidates, decided in rounds.
+
+    In a round with left values of shape (h, ...), member m of the line meets member h + m; the
+    winners come first in the next line, a member without an opponent last.
+    """
+
+    number: int
+    smallest: bool
+
+
 class Group(NamedTuple):
     """Switching values left - right of one nonlinearity, those entries where ``rows`` is True.
 
     ``right`` is a slot (two competing candidates) or an exact constant: a Fraction, an object array
     of Fractions that broadcasts against left, a float array or a tracer.
     ``unit`` names the unit of the entries within the stage: breakpoints of one pre-activation share
-    it. ``contest``: the maximum that a comparison belongs to; None: an activation.
+    it. ``contest``: the maximum over an axis or pooling window that a comparison is a round of, in
+    which the order of the losers does not count; None: every sign counts.
     """
 
     stage: int
@@ -89,7 +101,7 @@ class Group(NamedTuple):
     right: Any
     rows: np.ndarray | None
     unit: int
-    contest: int | None
+    contest: Contest | None
 
 
 class Program(NamedTuple):
@@ -197,7 +209,7 @@ class Walk:
         return self.units - 1
 
     def switch(
-        self, stage: int, left: Slot, right: Any, *, unit: int, contest: int | None = None
+        self, stage: int, left: Slot, right: Any, *, unit: int, contest: Contest | None = None
     ) -> bool:
         """Record the switching values left - right, unless the same are there already.
 

@@ -1,0 +1,405 @@
+"""float64 evaluation of a traced function with a rigorous bound on the error of every result.
+
+A sign is certain where |value| > bound. What is not certain there is left to rational arithmetic,
+so a bound may be too large, never too small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxregions.exact import gamma
+from jaxregions.tracing.error_rules import (
+    FLOOR,
+    TINY,
+    LinearNorms,
+    Tracked,
+    U,
+    minus,
+    norm2,
+    run_step,
+)
+from jaxregions.tracing.flatten import is_float
+from jaxregions.tracing.network import CPAFunction
+from jaxregions.tracing.walk import Group, Slot, Step, is_slot
+
+__all__ = ["Bounded", "Prepared", "bounded_outputs", "bounded_values", "prepare"]
+
+_SQUARINGS = 6  # the norm of a power of W'W bounds that of W up to n^(1 / 256)
+_MOST_SQUARED = 1024  # columns
+
+
+class Bounded(NamedTuple):
+    """values: float64. bound: |value - exact value| <= bound, entry by entry; inf where unknown.
+
+    Both (size,).
+    """
+
+    values: Any
+    bound: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """What ``bounded_values`` needs beside the point; a pytree of float64 arrays.
+
+    constants: per step its inputs, those that are constants.
+    extras: per step what its error rule needs: norms, the error of a batch mean, or None.
+    rights: per stage and group the constant side of the switching values.
+    """
+
+    constants: Any
+    extras: Any
+    rights: Any
+    net: CPAFunction = dataclasses.field(metadata={"static": True})
+
+
+# Evaluation -------------------------------------------------------------------------------------
+
+
+def bounded_values(prepared: Prepared, x: Any, error: Any, stage: int) -> Bounded:
+    """The switching values of one stage at x, and how far they are from the exact ones.
+
+        |values_i - v_i(x')| <= bound_i    for every x' with |x'_j - x_j| <= error,
+
+    v_i the exact switching value of the exact function. Only the steps that this stage needs run;
+    pure, to be used under jit and vmap with x64 enabled.
+
+    Args:
+      prepared: of ``prepare``.
+      x: (*input_shape) float64.
+      error: () >= 0, in units of x.
+      stage: which stage.
+
+    Raises:
+      ValueError: x of another shape or precision.
+
+    Source: README, "The mathematics", exactness.
+    """
+    groups = prepared.net.stages[stage].groups
+    slots = [s for g in groups for s in (g.left, g.right) if is_slot(s)]
+    env = _evaluated(prepared, x, error, slots)
+    parts = [_difference(env, g, r) for g, r in zip(groups, prepared.rights[stage], strict=True)]
+    return Bounded(*(jnp.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def bounded_outputs(prepared: Prepared, x: Any, error: Any) -> list[Bounded]:
+    """The same for the outputs of the function: one pair for each leaf, flattened.
+
+    Arguments and errors as for ``bounded_values``.
+    """
+    outputs = prepared.net.program.outputs
+    env = _evaluated(prepared, x, error, [o for o in outputs if is_slot(o)])
+    pairs = []
+    for output in outputs:
+        t = env[output.index] if is_slot(output) else Tracked(output, np.zeros(np.shape(output)))
+        pairs.append(Bounded(jnp.ravel(t.value), jnp.ravel(t.error)))
+    return pairs
+
+
+def _evaluated(prepared: Prepared, x: Any, error: Any, slots: list[Slot]) -> dict[int, Tracked]:
+    program = prepared.net.program
+    if jnp.shape(x) != prepared.net.input_shape or jnp.result_type(x) != jnp.float64:
+        raise ValueError(
+            f"x: expected shape {prepared.net.input_shape} in float64 (jax.enable_x64), received "
+            f"{jnp.shape(x)} in {jnp.result_type(x)}"
+        )
+    env = {program.input.index: _point(jnp.asarray(x), error)}
+    for i in _needed(program.steps, slots, {program.input.index}):
+        _advance(env, program.steps[i], prepared.constants[i], prepared.extras[i])
+    return env
+
+
+def _advance(env: dict[int, Tracked], step: Step, constants: Any, extra: Any) -> None:
+    parts = [env[o.index] if is_slot(o) else c for o, c in zip(step.inputs, constants, strict=True)]
+    env.update(zip(step.outputs, run_step(step, parts, extra), strict=True))
+
+
+def _point(x: Any, error: Any) -> Tracked:
+    """x and its error."""
+    error = jnp.asarray(error, jnp.float64)
+    own = jnp.where(_is_small(error), TINY, 0.0) + jnp.where(_is_small(x), TINY, 0.0)
+    return Tracked(x, error + own)
+
+
+def _is_small(v: Any) -> Any:
+    """Where 0 < |v| < ``TINY``, told by the bits: devices read subnormal numbers as zero.
+
+    One unsigned range: a comparison of the bits with 0 is compiled to one of floats.
+    """
+    bits = jax.lax.bitcast_convert_type(v, jnp.uint64) & np.uint64(2**63 - 1)
+    return bits - np.uint64(1) < np.float64(TINY).view(np.uint64) - np.uint64(1)
+
+
+def _needed(steps: list[Step], slots: list[Slot], known: set[int]) -> list[int]:
+    """The steps that lead from the known slots to these, in order."""
+    wanted, found = {s.index for s in slots}, []
+    for i in reversed(range(len(steps))):
+        if not wanted.isdisjoint(steps[i].outputs) and not known.issuperset(steps[i].outputs):
+            found.append(i)
+            wanted |= {s.index for s in steps[i].inputs if is_slot(s)}
+    return found[::-1]
+
+
+def _difference(env: dict[int, Tracked], group: Group, right: Any) -> tuple[Any, Any]:
+    left = env[group.left.index]
+    other = env[group.right.index] if is_slot(group.right) else right
+    t = left if other is None else minus(left, other)
+    value, error = jnp.ravel(t.value), jnp.ravel(jnp.broadcast_to(t.error, jnp.shape(t.value)))
+    if group.rows is None:
+        return value, error
+    rows = np.flatnonzero(group.rows)
+    return value[rows], error[rows]
+
+
+# Preparation ------------------------------------------------------------------------------------
+
+
+def prepare(net: CPAFunction) -> Prepared:
+    """Everything about the function's constants that the bounds need; once in a net's life.
+
+    Raises:
+      ValueError: a function that closes over tracers.
+    """
+    if net.is_traced:
+        raise ValueError(
+            "net: expected a function of known numbers, received one that closes over tracers"
+        )
+    if prepare not in net._jitted:
+        with jax.enable_x64(True), jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
+            net._jitted[prepare] = _prepared(net)
+    return net._jitted[prepare]
+
+
+def _prepared(net: CPAFunction) -> Prepared:
+    steps = net.program.steps
+    constants = tuple(_constants(step) for step in steps)
+    extras: list[Any] = [_extra(step) for step in steps]
+    for i, step in enumerate(steps):
+        if step.name == "enter_batch":
+            extras = _with_mean_errors(steps, constants, extras, i)
+    rights = tuple(tuple(_right(g) for g in stage.groups) for stage in net.stages)
+    return Prepared(constants, tuple(extras), rights, net)
+
+
+def _constants(step: Step) -> tuple[Tracked | None, ...]:
+    # The norms of a matrix cover its subnormal numbers; a batch is not evaluated.
+    if step.name in _BILINEAR or step.name == "enter_batch":
+        return tuple(None if is_slot(o) else Tracked(o) for o in step.inputs)
+    return tuple(None if is_slot(o) else _stored(o) for o in step.inputs)
+
+
+def _stored(value: Any) -> Tracked:
+    """A stored array; devices read its subnormal numbers as zero."""
+    if not is_float(value):
+        return Tracked(value)
+    small = (value != 0) & (abs(value) < TINY)
+    error = np.where(small, TINY, 0.0) if small.any() else None
+    return Tracked(value, error, scale=float(norm2(value)) + math.sqrt(value.size) * TINY)
+
+
+def _right(group: Group) -> Tracked | None:
+    """The constant side of a group's differences, None if it is zero."""
+    if is_slot(group.right):
+        return None
+    exact = np.asarray(group.right)
+    value = exact.astype(np.float64)
+    stored = _stored(value)
+    if is_float(exact):
+        return stored if value.any() else None
+    pairs = zip(value.ravel().tolist(), exact.ravel().tolist(), strict=True)
+    off = [0.0 if Fraction(v) == e else 2 * U * abs(v) + TINY for v, e in pairs]
+    if not value.any() and not any(off):
+        return None
+    error = np.reshape(off, value.shape) + (0.0 if stored.error is None else stored.error)
+    return Tracked(value, error if error.any() else None)
+
+
+_BILINEAR = ("dot_general", "conv_general_dilated")
+
+
+def _params(step: Step) -> dict[str, Any]:
+    return {} if step.eqn is None else step.eqn.params
+
+
+def _extra(step: Step) -> Any:
+    if step.name in _BILINEAR:
+        return _linear_norms(step)
+    if step.name.startswith("scatter"):
+        return _scatter_rounding(step)
+    return None
+
+
+def _scatter_rounding(step: Step) -> float | None:
+    """Relative error of as many operations as meet on one place; None: the last one wins."""
+    x, index, update = step.inputs
+    keys = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    zeros, ones = np.zeros(x.shape), np.ones(update.shape)
+    params = {k: _params(step)[k] for k in keys if k != "unique_indices"}
+    repeats = int(np.max(jax.lax.scatter_add(zeros, index, ones, **params), initial=0))
+    if step.name == "scatter" and repeats > 1:
+        return None
+    return gamma(repeats + 8, np.float64)
+
+
+def _linear_norms(step: Step) -> LinearNorms:
+    (weights,) = (np.asarray(o) for o in step.inputs if not is_slot(o))
+    (slot,) = (o for o in step.inputs if is_slot(o))
+    at = next(i for i, o in enumerate(step.inputs) if is_slot(o))
+    ones = np.ones(slot.shape)
+
+    def along_rows(entries):
+        return np.asarray(step.function(*((ones, entries) if at == 0 else (entries, ones)))[0])
+
+    size, nonzero = abs(weights), weights != 0
+    floored = np.where(nonzero, np.maximum(size, FLOOR), 0.0)
+    terms = int(along_rows(nonzero.astype(float)).max(initial=0))
+    slack = 1 + gamma(terms + 64, np.float64)
+    row = along_rows(np.where(nonzero, np.maximum(size, TINY), 0.0)) * slack
+    length = np.sqrt(along_rows(floored**2)) * slack
+    frobenius = float(norm2(length)) * slack
+    bound = frobenius
+    if step.name == "dot_general" and not any(_params(step)["dimension_numbers"][1]):
+        contracted = _params(step)["dimension_numbers"][0][1 - at]
+        matrix = np.moveaxis(weights, contracted, range(len(contracted)))
+        width = math.prod(weights.shape[a] for a in contracted)
+        bound = min(bound, _largest_singular_value(matrix.reshape(width, -1)))
+    _, transposed = jax.vjp(
+        lambda v: step.function(*((v, floored) if at == 0 else (floored, v)))[0], ones
+    )
+    columns = np.asarray(transposed(np.ones(row.shape))[0])
+    columns_slack = 1 + gamma(row.size + 64, np.float64)
+    schur = math.sqrt(row.max(initial=0)) * math.sqrt(columns.max(initial=0)) * columns_slack
+    operator = min(bound, schur) * slack
+    if step.name == "dot_general" and np.median(row) > 2 * np.median(length):
+        row = None
+    return LinearNorms(row, length, operator, frobenius, float(terms))
+
+
+def _largest_singular_value(matrix: np.ndarray) -> float:
+    """An upper bound on ||W||_2: W'W is squared repeatedly, every rounding error added.
+
+    ||A||_2^2 = ||A^2||_2 for symmetric A, and fl(A^2) is within gamma_n ||A||_F^2 of A^2.
+    """
+    if not matrix.size or not np.isfinite(matrix).all() or not matrix.any():
+        return math.inf if matrix.size and not np.isfinite(matrix).all() else 0.0
+    if min(matrix.shape) > _MOST_SQUARED:
+        return math.inf
+    matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    unit = 2.0 ** math.frexp(float(abs(matrix).max()))[1]
+    return unit * math.sqrt(_spectral(matrix / unit, _SQUARINGS)) * (1 + 8 * U)
+
+
+def _spectral(factor: np.ndarray, squarings: int) -> float:
+    """A bound on ||F'F||_2, entries of F at most 1 or so."""
+    terms = factor.size + 64
+    fro = float(np.sum(factor * factor)) * (1 + gamma(terms, np.float64)) + TINY
+    off = gamma(len(factor) + 64, np.float64) * fro * (1 + 8 * U) + TINY
+    product = factor.T @ factor
+    product = (product + product.T) / 2
+    if squarings == 0:
+        return (
+            math.sqrt(float(np.sum(product * product))) * (1 + gamma(terms, np.float64)) + off
+        ) * (1 + 8 * U)
+    unit = 2.0 ** math.frexp(float(abs(product).max()))[1]
+    inner = unit * math.sqrt(_spectral(product / unit, squarings - 1)) * (1 + 8 * U)
+    return (inner + off) * (1 + 8 * U)
+
+
+# Batch means ------------------------------------------------------------------------------------
+
+
+def _with_mean_errors(
+    steps: list[Step], constants: Any, extras: list[Any], entry: int
+) -> list[Any]:
+    """extras, with the error of every stored mean of the batch that enters at this step."""
+    x, batch = steps[entry].inputs
+    root, token = steps[entry].outputs[0], _params(steps[entry])["token"]
+    shape = batch.shape[1:]
+    if is_slot(batch) or shape != x.shape[len(x.shape) - len(shape) :]:
+        return extras
+    wanted = {}
+    for i, step in enumerate(steps):
+        if step.name == "subtract_batch_mean" and _params(step)["token"] == token:
+            path = _needed(steps, [step.inputs[0]], {root})
+            made = {root}.union(*(steps[j].outputs for j in path))
+            inputs = [s for j in path for s in steps[j].inputs] + [step.inputs[0]]
+            if extras[i] is None and all(s.index in made for s in inputs if is_slot(s)):
+                wanted[i] = path
+    order = sorted({*wanted}.union(*wanted.values()))
+    rows = np.concatenate([batch, _centroid(batch)[None]])
+
+    @jax.jit
+    def errors(rows, constants, extras):
+        extras = list(extras)
+
+        def enter(row):
+            t = _point(row, 0.0)
+            return Tracked(*(jnp.broadcast_to(v, x.shape) for v in t[:2]))
+
+        env = {root: jax.vmap(enter)(rows)}
+        for i in order:
+            step = steps[i]
+            if i in wanted:
+                extras[i] = _mean_error(step, env[step.inputs[0].index])
+            slots = {s.index: env[s.index] for s in step.inputs if is_slot(s)}
+
+            def advance(slots, step=step, i=i):
+                _advance(slots, step, constants[i], extras[i])
+                return {j: slots[j] for j in step.outputs}
+
+            env.update(jax.vmap(advance)(slots))
+        return [extras[i] for i in wanted]
+
+    found = errors(rows, constants, extras)
+    extras = list(extras)
+    for i, error in zip(wanted, found, strict=True):
+        extras[i] = None if error is None else np.asarray(error)
+    return extras
+
+
+def _centroid(batch: np.ndarray) -> np.ndarray:
+    """The batch centroid on which first-layer hyperplanes are centred."""
+    count, *shape = batch.shape
+    sums = [math.fsum(column) for column in batch.reshape(count, -1).T.tolist()]
+    return (np.array(sums, np.float64) / count).reshape(shape)
+
+
+def _mean_error(step: Step, z: Tracked) -> Any:
+    """How far the stored mean is from the exact one; rows of z: the batch, then its centroid."""
+    mean, *mask = step.inputs[1:]
+    axes = (0, *(a % z.value.ndim for a in _params(step)["axes"]))
+    values, errors = z.value, jnp.broadcast_to(z.error, z.value.shape)
+    weights = np.ones((1,) * values.ndim)
+    if mask:
+        (mask,) = mask
+        weights = np.reshape(mask, (len(mask), *[1] * (values.ndim - mask.ndim), *mask.shape[1:]))
+        if len(mask) != len(values) - 1:
+            return None
+    error = _off(mean, values[:-1], errors[:-1], weights, axes)
+    if step.inputs[0].depth == 0:  # the exact function subtracts the value at the centroid
+        ones = np.ones((1,) * values.ndim)
+        error = jnp.maximum(error, _off(mean, values[-1:], errors[-1:], ones, axes))
+    return error
+
+
+def _off(mean: Any, values: Any, errors: Any, weights: Any, axes: tuple[int, ...]) -> Any:
+    """|mean - exact weighted mean| for values within these errors."""
+    weights = jnp.broadcast_to(weights, values.shape).astype(float)
+    count = jnp.sum(weights, axes, keepdims=True)
+    terms = math.prod(values.shape[a] for a in axes)
+    relative = gamma(terms + 16, np.float64)
+    own, size, error = (
+        (jnp.sum(weights * v, axes, keepdims=True) / count)[0]
+        for v in (values, abs(values), errors)
+    )
+    off = abs(mean - own) + error + relative * (size + error + abs(mean))
+    return off * (1 + 16 * U) + jnp.where((size > 0) | (error > 0) | (mean != 0), TINY, 0.0)
