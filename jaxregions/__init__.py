@@ -21,6 +21,8 @@ from jaxregions.hyperplanes import (
     meets,
     refines,
 )
+from jaxregions.partitions import Partition, StageTable, level_set, partition, to_dict, to_networkx
+from jaxregions.regions import RegionCounts, Status, count_regions
 from jaxregions.tracing import CPAFunction, NotPiecewiseAffineError, trace
 from jaxregions.windows import Window
 
@@ -31,23 +33,32 @@ __all__ = [
     "HitCounts",
     "Hyperplanes",
     "NotPiecewiseAffineError",
+    "Partition",
     "PiecewiseLinear",
+    "RegionCounts",
     "StageHits",
+    "StageTable",
+    "Status",
     "Window",
     "batch_hyperplanes",
     "centroid",
     "condition",
     "count_arrangement",
     "count_hits",
+    "count_regions",
     "dense_hyperplanes",
     "distances",
+    "level_set",
     "log_density",
     "margins",
     "meets",
+    "partition",
     "pull_back",
     "refines",
     "region_bracket",
     "stage_hits",
+    "to_dict",
+    "to_networkx",
     "trace",
     "without_batchnorm",
 ]

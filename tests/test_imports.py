@@ -13,7 +13,7 @@ ROOT = Path(jaxregions.__file__).parent  # the package that is installed
 
 # From the ground up: a module imports only from its own row and rows above it.
 ORDER = (
-    ("exact", "_records"),
+    ("exact", "_records", "_progress"),
     ("activations",),
     ("windows",),
     ("_criterion", "hyperplanes"),
@@ -22,7 +22,7 @@ ORDER = (
     ("batchnorm",),
     ("engines",),
     ("verification",),
-    ("regions",),
+    ("regions", "partitions"),
     ("depth",),
     ("density",),
     ("theory", "refinement"),
@@ -36,7 +36,7 @@ STRANGERS = ({"theory", "refinement"}, {"zoo", "datasets"})  # of one row, and y
 AT_MOST = {
     "activations": set(),
     "density": {"windows"},
-    "plotting": {"exact", "_records", "activations", "windows", "hyperplanes", "regions"},
+    "plotting": {"exact", "_records", "activations", "windows", "hyperplanes", "regions", "partitions"},
     "verification": {"exact", "tracing"},
 }
 HEAVY = ("matplotlib", "sklearn", "rich", "typer", "jaxregions.zoo")

@@ -1,0 +1,53 @@
+"""A progress bar for calls that last."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["watching"]
+
+PATIENCE = 2.0  # seconds before a bar appears
+
+
+@contextmanager
+def watching(windows: int, wanted: bool | None) -> Iterator[Callable[[int, int], None]]:
+    """Yields watch(finished windows, cells so far), which draws a bar on stderr.
+
+    Args:
+      wanted: None: once the call has lasted ``PATIENCE`` seconds, if stderr is a terminal.
+    """
+    start, bar = time.monotonic(), None
+    wanted = sys.stderr.isatty() if wanted is None else wanted
+
+    def watch(done: int, cells: int) -> None:
+        nonlocal bar
+        if not wanted or (bar is None and time.monotonic() - start < PATIENCE):
+            return
+        if bar is None:
+            bar = _bar(windows)
+        bar[0].update(bar[1], completed=done, cells=f"{cells:,} cells")
+
+    try:
+        yield watch
+    finally:
+        if bar is not None:
+            bar[0].stop()
+
+
+def _bar(windows: int):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[cells]}"),
+        TimeElapsedColumn(),
+    )
+    progress = Progress(*columns, console=Console(stderr=True))
+    progress.start()
+    return progress, progress.add_task("windows", total=windows, cells="")

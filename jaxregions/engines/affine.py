@@ -1,0 +1,178 @@
+"""The affine map of the function on each cell, and where two neighbours have the same.
+
+On a cell the map is known from k + 1 points of it: the witness and, for k of the corners, the
+middle between the two. Slopes whose enclosures are disjoint differ; the others are compared in
+rationals.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxregions import exact
+from jaxregions.engines.points import Ledger, U, Vertices, input_point, lift, point
+from jaxregions.engines.records import Cells
+from jaxregions.engines.signs import evaluated_rows
+from jaxregions.tracing import CPAFunction, bounded_outputs, exact_outputs, prepare
+
+__all__ = ["maps", "same_maps"]
+
+
+def _rows_outputs(net: CPAFunction, prepared: Any, x: Any, error: Any):
+    def one(point, e):
+        out = bounded_outputs(prepared, point, e)
+        return tuple(jnp.concatenate([jnp.ravel(leaf[i]) for leaf in out]) for i in range(2))
+
+    return jax.vmap(one)(x.reshape(-1, *net.input_shape), error)
+
+
+def _rows_maps(net: CPAFunction, x: Any, directions: Any):
+    def flat(point):
+        leaves = jax.tree.leaves(net(point.reshape(net.input_shape)))
+        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+
+    def one(point, axes):
+        value, slopes = jax.vmap(lambda axis: jax.jvp(flat, (point,), (axis,)))(axes)
+        return value[0], slopes.T
+
+    return jax.vmap(one)(x, directions)
+
+
+def _batched(step: Any, count: int, *rows: np.ndarray) -> list[np.ndarray]:
+    """step(*rows) in steps of few sizes, their outputs together."""
+    parts, start = [], 0
+    for size in evaluated_rows(count):
+        stop = min(start + size, count)
+        padded = [np.resize(r[start:stop], (size, *r.shape[1:])) for r in rows]
+        parts.append([np.asarray(v)[: stop - start] for v in step(*padded)])
+        start = stop
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+
+def maps(inner: Ledger) -> tuple[np.ndarray, np.ndarray]:
+    """f = A u + a on every cell, u the slice coordinates: A (F, m, k), a (F, m); float64.
+
+    From Jacobian-vector products at the witness points; m: the flattened outputs.
+    """
+    net, windows, u = inner.net, inner.windows, inner.vertices.u
+    count, k = u.shape
+    with jax.enable_x64(True):
+        x, _ = lift(windows, inner.vertices)
+        if windows.basis is None:
+            axes = np.broadcast_to(np.eye(k), (count, k, k))
+        else:
+            basis = np.asarray(windows.basis, np.float64)
+            basis = basis if basis.ndim == 2 else basis[inner.vertices.window]
+            axes = np.broadcast_to(np.swapaxes(basis, -1, -2), (count, k, x.shape[1]))
+        value, slope = _batched(net.jitted(_rows_maps), count, x, axes)
+    return slope, value - np.einsum("fmk,fk->fm", slope, u)
+
+
+def _outputs(inner: Ledger, u: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs (F, m) at points of the cells and the bounds on their errors."""
+    net = inner.net
+    at = Vertices(u, error, *inner.vertices[2:])
+    step = net.jitted(_rows_outputs)
+    with jax.enable_x64(True):
+        prepared = prepare(net)
+        value, bound = _batched(lambda x, e: step(prepared, x, e), len(u), *lift(inner.windows, at))
+    return value, bound
+
+
+def same_maps(ledger: Ledger, inner: Ledger, cells: Cells, known: np.ndarray) -> np.ndarray:
+    """(G,) whether the affine maps on both sides of a facet agree exactly.
+
+    Args:
+      ledger: of the cells' vertices. inner: of their witness points.
+      known: (G,) facets where they are known to agree.
+    """
+    corners = _spanning(ledger, cells)
+    points = [cells.witness, *((cells.witness + ledger.vertices.u[c]) / 2 for c in corners)]
+    slope, error = _enclosed_slopes(inner, points)
+    error[~cells.inside] = np.inf
+    left, right = cells.left, cells.right
+    apart = np.abs(slope[left] - slope[right]) > (error[left] + error[right]) * (1 + 8 * U)
+    open_ = np.flatnonzero(~known & ~apart.reshape(len(known), -1).any(axis=1))
+    ledger.decisions += len(known)
+    ledger.settled_exactly += len(open_)
+    found: dict[int, np.ndarray] = {}
+
+    def exact_slope(cell: int) -> np.ndarray:
+        if cell not in found:
+            found[cell] = _exact_slope(
+                ledger, inner, cells, cell, [p[cell] for p in points], corners
+            )
+        return found[cell]
+
+    same = known.copy()
+    for facet in open_.tolist():
+        a, b = exact_slope(int(left[facet])), exact_slope(int(right[facet]))
+        same[facet] = all(p == q for p, q in zip(a.ravel(), b.ravel(), strict=True))
+    return same
+
+
+def _spanning(ledger: Ledger, cells: Cells) -> list[np.ndarray]:
+    """For every cell k of its corners that are far from one line with the witness."""
+    first = cells.corner[cells.start[:-1]]
+    if cells.witness.shape[1] == 1:
+        return [first]
+    u, face = ledger.vertices.u, np.repeat(np.arange(len(first)), np.diff(cells.start))
+    one, two = (u[first] - cells.witness)[face], u[cells.corner] - cells.witness[face]
+    size = np.abs(one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0])
+    best = np.flatnonzero(size == np.maximum.reduceat(size, cells.start[:-1])[face])
+    _, pick = np.unique(face[best], return_index=True)
+    return [first, cells.corner[best[pick]]]
+
+
+def _enclosed_slopes(inner: Ledger, points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes (F, m, k) of the map through the values at k + 1 points, and their error bounds."""
+    none = np.zeros(len(points[0]))
+    values, bounds = zip(*(_outputs(inner, u, none) for u in points), strict=True)
+    rise = [v - values[0] for v in values[1:]]
+    spread = [
+        b + bounds[0] + 2 * U * (np.abs(v) + np.abs(values[0]))
+        for v, b in zip(values[1:], bounds[1:], strict=True)
+    ]
+    step = [(u - points[0])[:, None, :] for u in points[1:]]
+    with np.errstate(all="ignore"):
+        if len(step) == 1:
+            (s,) = step
+            slope, error = rise[0][..., None] / s, spread[0][..., None] / np.abs(s)
+            return slope, error * (1 + 8 * U) + 8 * U * np.abs(slope)
+        (p, q), size = step, [np.abs(s) for s in step]
+        det = p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0]
+        terms = size[0][..., 0] * size[1][..., 1] + size[0][..., 1] * size[1][..., 0]
+        lost = 16 * U * terms / np.abs(det)  # relative error of det, with that of the steps
+        sound = lost < 0.25
+        columns, errors = [], []
+        for axis, turn in ((1, 1.0), (0, -1.0)):
+            top = turn * (rise[0] * q[..., axis] - rise[1] * p[..., axis])
+            reach = np.abs(rise[0]) * size[1][..., axis] + np.abs(rise[1]) * size[0][..., axis]
+            slack = spread[0] * size[1][..., axis] + spread[1] * size[0][..., axis]
+            columns.append(top / det)
+            bound = 2 * (slack + 16 * U * reach) / np.abs(det) + 2 * lost * np.abs(columns[-1])
+            errors.append(np.where(sound, bound, np.inf))
+    return np.stack(columns, axis=-1), np.stack(errors, axis=-1)
+
+
+def _exact_slope(ledger, inner, cells, cell: int, points, corners) -> np.ndarray:
+    """The exact slopes (k, m) of one cell's map along the differences of its points, solved."""
+    if cells.inside[cell]:
+        places = [exact.rationals(p) for p in points]
+    else:
+        centre = inner.points[cell]
+        places = [centre, *((centre + point(ledger, int(c[cell]))) / 2 for c in corners)]
+    row = int(cells.window[cell])
+    values = [_exact_outputs(inner, row, p) for p in places]
+    matrix = np.stack([p - places[0] for p in places[1:]])
+    rise = np.stack([v - values[0] for v in values[1:]])
+    return np.stack([exact.solve(matrix, column) for column in rise.T])
+
+
+def _exact_outputs(inner: Ledger, row: int, u: np.ndarray) -> np.ndarray:
+    x = input_point(inner.windows, row, u).reshape(inner.net.input_shape)
+    return np.concatenate([leaf.ravel() for leaf in exact_outputs(inner.net, x)])

@@ -1,0 +1,324 @@
+"""The chords that a stage's units cut into convex faces, and where they cross.
+
+Which chords cross is read off the order of their ends around the face: exact, without geometry.
+Geometry enters only to order the crossings along a chord; places too close to tell apart are
+compared in rationals, so several chords through one point give one point.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from jaxregions.engines.edges import Zeros, apart_from, ragged, starts_of
+from jaxregions.engines.mesh import Mesh
+from jaxregions.engines.points import Ledger, U, crossing, point, values
+from jaxregions.engines.signs import Signs
+
+__all__ = [
+    "Boundary",
+    "Chords",
+    "Crossings",
+    "boundary",
+    "corner_zeros",
+    "crossings",
+    "find_chords",
+]
+
+PAIRS = 1 << 22  # pairs of chords looked at in one step
+
+
+class Boundary(NamedTuple):
+    """Corners of all faces and the zeros between them, counter-clockwise, face after face.
+
+    A position is an index into these. corner: (H,) the position where each half-edge begins.
+    face: (B,). node: (B,) the row of the vertex, or V + the node of the zero.
+    tail, head, t, error: (B,) where it lies; a corner is its own tail and head.
+    """
+
+    corner: np.ndarray
+    face: np.ndarray
+    node: np.ndarray
+    tail: np.ndarray
+    head: np.ndarray
+    t: np.ndarray
+    error: np.ndarray
+
+
+class Chords(NamedTuple):
+    """Distinct chords, sorted by first end: positions first < last on the boundary of a face.
+
+    cut_face, cut_entry, cut_chord: every switching value that cuts a face, and its chord;
+    several may share one.
+    """
+
+    face: np.ndarray
+    entry: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    cut_face: np.ndarray
+    cut_entry: np.ndarray
+    cut_chord: np.ndarray
+
+
+class Crossings(NamedTuple):
+    """Distinct points where chords cross inside a face.
+
+    chord, point: (I,) incidences, sorted by chord and by place along it from first to last.
+    on, other: (P,) a pair of chords through every point. t, error: (P,) its place along ``on``.
+    """
+
+    chord: np.ndarray
+    point: np.ndarray
+    on: np.ndarray
+    other: np.ndarray
+    t: np.ndarray
+    error: np.ndarray
+
+
+def boundary(mesh: Mesh, zeros: Zeros, edge_of: np.ndarray, forward: np.ndarray) -> Boundary:
+    """Positions of a mesh whose half-edges lie on edges ``edge_of``, along them or against."""
+    count = zeros.per_edge[edge_of]
+    corner = np.arange(len(edge_of)) + starts_of(count)[:-1]
+    half, place = ragged(count)
+    begin = starts_of(zeros.per_edge)[edge_of[half]]
+    place_on_edge = np.where(forward[half], place, count[half] - 1 - place)
+    zero = zeros.first[begin + place_on_edge]
+    at = corner[half] + 1 + place
+    size = len(edge_of) + len(half)
+    face, node = np.empty(size, np.int64), np.empty(size, np.int64)
+    tail, head = np.empty(size, np.int64), np.empty(size, np.int64)
+    t, error = np.zeros(size), np.zeros(size)
+    face[corner], face[at] = mesh.face, mesh.face[half]
+    node[corner], node[at] = mesh.origin, mesh.size + begin + place_on_edge
+    tail[corner] = head[corner] = mesh.origin
+    target = mesh.origin[mesh.following]
+    tail[at] = np.where(forward[half], mesh.origin[half], target[half])
+    head[at] = np.where(forward[half], target[half], mesh.origin[half])
+    t[at], error[at] = zeros.t[zero], zeros.error[zero]
+    return Boundary(corner, face, node, tail, head, t, error)
+
+
+def find_chords(
+    mesh: Mesh,
+    signs: Signs,
+    zeros: Zeros,
+    rim: Boundary,
+    halves: tuple[np.ndarray, np.ndarray],
+) -> Chords:
+    """Every switching value that takes both signs inside a face, as a chord of it.
+
+    Args:
+      halves: per edge its half-edge and the twin of that, -1 at the window's border.
+    """
+    half, twin = halves
+    rank = zeros.node - starts_of(zeros.per_edge)[zeros.edge]
+    along = half[zeros.edge]
+    against = twin[zeros.edge]
+    inner = np.flatnonzero(against >= 0)
+    last_rank = zeros.per_edge[zeros.edge[inner]] - 1
+    position = np.concatenate(
+        [rim.corner[along] + 1 + rank, rim.corner[against[inner]] + 1 + last_rank - rank[inner]]
+    )
+    entry = np.concatenate([zeros.entry, zeros.entry[inner]])
+    at_corner = np.zeros(len(position), bool)
+    if len(signs.zero_row):
+        corner, corner_entry = corner_zeros(mesh, signs)
+        position = np.concatenate([position, rim.corner[corner]])
+        entry = np.concatenate([entry, corner_entry])
+        at_corner = np.concatenate([at_corner, np.ones(len(corner), bool)])
+    key = rim.face[position] * signs.values.shape[1] + entry
+    order = np.argsort(key, kind="stable")
+    key, position, entry, at_corner = (v[order] for v in (key, position, entry, at_corner))
+    begin = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else key
+    count = np.diff(np.append(begin, len(key)))
+    pair = begin[count == 2]
+    lone = np.repeat(count != 2, count)
+    if (lone & ~at_corner).any():
+        raise RuntimeError("signs at the vertices contradict each other: a line ends in a face")
+    one, two = position[pair], position[pair + 1]
+    first, last = np.minimum(one, two), np.maximum(one, two)
+    keep = ~(at_corner[pair] & at_corner[pair + 1] & _neighbours(mesh, rim, first, last))
+    pair, first, last = pair[keep], first[keep], last[keep]
+    order = np.lexsort((last, first))
+    pair, first, last = pair[order], first[order], last[order]
+    new = np.ones(len(first), bool)
+    new[1:] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
+    face, entry = rim.face[first], entry[pair]
+    return Chords(face[new], entry[new], first[new], last[new], face, entry, np.cumsum(new) - 1)
+
+
+def corner_zeros(mesh: Mesh, signs: Signs) -> tuple[np.ndarray, np.ndarray]:
+    """(half-edge, entry) for every half-edge that begins where a switching value vanishes."""
+    by_origin = np.argsort(mesh.origin, kind="stable")
+    low = np.searchsorted(mesh.origin[by_origin], signs.zero_row)
+    high = np.searchsorted(mesh.origin[by_origin], signs.zero_row, side="right")
+    owner, place = ragged(high - low)
+    return by_origin[low[owner] + place], signs.zero_entry[owner]
+
+
+def _neighbours(mesh: Mesh, rim: Boundary, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Whether two corners of one face follow each other around it."""
+    half = np.full(len(rim.face), -1)
+    half[rim.corner] = np.arange(len(rim.corner))
+    a, b = half[first], half[last]
+    return (a >= 0) & (b >= 0) & ((mesh.following[a] == b) | (mesh.following[b] == a))
+
+
+def _crossing_pairs(chords: Chords) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of chords of one face whose ends interleave: first_i < first_j < last_i < last_j."""
+    count = len(chords.first)
+    low = np.searchsorted(chords.first, chords.first, side="right")
+    high = np.searchsorted(chords.first, chords.last)
+    span = high - low
+    bounds = starts_of(span)
+    left, right, begin = [], [], 0
+    while begin < count:
+        stop = int(np.searchsorted(bounds, bounds[begin] + PAIRS, side="right")) - 1
+        stop = min(max(stop, begin + 1), count)
+        owner, place = ragged(span[begin:stop])
+        i = owner + begin
+        j = low[i] + place
+        cross = chords.last[j] > chords.last[i]
+        left.append(i[cross])
+        right.append(j[cross])
+        begin = stop
+    if not left:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return np.concatenate(left), np.concatenate(right)
+
+
+def _value_at(signs: Signs, rim: Boundary, position, entry) -> tuple[np.ndarray, np.ndarray]:
+    """A switching value at boundary positions, interpolated, and the bound on its error."""
+    a, b = rim.tail[position], rim.head[position]
+    za, zb = signs.values[a, entry], signs.values[b, entry]
+    t = rim.t[position]
+    value = za + t * (zb - za)
+    error = np.maximum(signs.error[a], signs.error[b])
+    scale = np.abs(za) + np.abs(zb)
+    return value, (error * (1 + 2 * rim.error[position]) + rim.error[position] * scale) * (
+        1 + 8 * U
+    ) + 8 * U * scale
+
+
+def _places(signs: Signs, rim: Boundary, chords: Chords, on, other):
+    """Where chord ``other`` crosses chord ``on``: place along ``on`` and its error."""
+    entry = chords.entry[other]
+    za, ea = _value_at(signs, rim, chords.first[on], entry)
+    zb, eb = _value_at(signs, rim, chords.last[on], entry)
+    return crossing(za, zb, np.maximum(ea, eb))
+
+
+def crossings(
+    ledger: Ledger, signs: Signs, stage: int, rim: Boundary, chords: Chords, *, geometry: bool
+) -> Crossings:
+    """All points where chords of one face cross, and their exact order along every chord.
+
+    Args:
+      geometry: whether the order is wanted; otherwise only which crossings coincide is.
+    """
+    i, j = _crossing_pairs(chords)
+    pairs = len(i)
+    degree = np.bincount(i, minlength=len(chords.first)) + np.bincount(
+        j, minlength=len(chords.first)
+    )
+    pair = np.concatenate([np.arange(pairs), np.arange(pairs)])
+    on, other = np.concatenate([i, j]), np.concatenate([j, i])
+    if not geometry:
+        busy = np.flatnonzero(degree[on] > 1)
+        pair, on, other = pair[busy], on[busy], other[busy]
+    t, error = _places(signs, rim, chords, on, other)
+    order = np.lexsort((t, on))
+    pair, on, other, t, error = pair[order], on[order], other[order], t[order], error[order]
+    same = on[1:] == on[:-1]
+    apart = apart_from(t, error)
+    ledger.decisions += int(same.sum())
+    unsettled = np.unique(on[1:][same & ~apart])
+    node = np.arange(pairs)
+    if len(unsettled):
+        incidences = on, pair, t, error
+        node, order = _settle(ledger, signs, stage, rim, chords, (i, j), incidences, unsettled)
+        pair, on, t, error = pair[order], on[order], t[order], error[order]
+    _, first, node = np.unique(node, return_index=True, return_inverse=True)
+    at = node[pair]
+    new = np.ones(len(at), bool)
+    new[1:] = (on[1:] != on[:-1]) | (at[1:] != at[:-1])
+    if not geometry:
+        none = np.zeros(0)
+        return Crossings(on[new], at[new], i[first], j[first], none, none)
+    best = np.lexsort((error, at))
+    best = best[np.unique(at[best], return_index=True)[1]]
+    partner = np.where(i[pair[best]] == on[best], j[pair[best]], i[pair[best]])
+    return Crossings(on[new], at[new], on[best], partner, t[best], error[best])
+
+
+# Exactly -----------------------------------------------------------------------------------------
+
+
+def _key(signs: Signs, stage: int, rim: Boundary, position: int, entry: int):
+    """The recipe of a boundary position of the chord of ``entry``."""
+    tail, head = int(signs.ids[rim.tail[position]]), int(signs.ids[rim.head[position]])
+    return tail if tail == head else (stage, entry, tail, head)
+
+
+def chord_key(signs, stage, rim, chords, on: int, other: int):
+    """The recipe of the point where chord ``other`` crosses chord ``on``."""
+    own = int(chords.entry[on])
+    first = _key(signs, stage, rim, int(chords.first[on]), own)
+    last = _key(signs, stage, rim, int(chords.last[on]), own)
+    return stage, int(chords.entry[other]), first, last
+
+
+def _settle(ledger, signs, stage, rim, chords, pairs, incidences, unsettled):
+    """Exact points of the crossings that float64 cannot order along some chord.
+
+    Returns (pairs,) one number a distinct point, and the order of all incidences.
+    """
+    i, j = pairs
+    on, pair, t, error = incidences
+    lows = np.searchsorted(on, unsettled)
+    highs = np.searchsorted(on, unsettled, side="right")
+    runs = []
+    for low, high in zip(lows, highs, strict=True):
+        below = np.maximum.accumulate(t[low:high] + error[low:high])[:-1]
+        above = np.minimum.accumulate((t[low:high] - error[low:high])[::-1])[::-1][1:]
+        cuts = np.flatnonzero(below < above) + 1
+        runs += [r + low for r in np.split(np.arange(high - low), cuts) if len(r) > 1]
+    a = np.concatenate([pair[r[:-1]] for r in runs])
+    b = np.concatenate([pair[r[1:]] for r in runs])
+    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(i), len(i)))
+    label = connected_components(graph, directed=False)[1]
+    touched = np.unique(np.concatenate([a, b]))
+    clusters = defaultdict(list)
+    for p in touched.tolist():
+        clusters[int(label[p])].append(p)
+    node, place = np.arange(len(i)), {}
+    for members in clusters.values():
+        left = np.array(members)
+        while len(left):
+            p = int(left[0])
+            key = chord_key(signs, stage, rim, chords, int(i[p]), int(j[p]))
+            exact_signs = values(ledger, key, stage)
+            through = np.array([v == 0 for v in exact_signs])
+            hit = through[chords.entry[i[left]]] & through[chords.entry[j[left]]]
+            node[left[hit]] = p
+            place[p] = point(ledger, key)
+            ledger.settled_exactly += int(hit.sum())
+            left = left[~hit]
+    order = np.arange(len(on))
+    for run in runs:
+        spots = [tuple(place[int(node[p])]) for p in pair[run]]
+        chord = int(on[run[0]])
+        ends = [
+            point(ledger, _key(signs, stage, rim, int(e[chord]), int(chords.entry[chord])))
+            for e in (chords.first, chords.last)
+        ]
+        axis = next(k for k in range(2) if ends[0][k] != ends[1][k])
+        rising = ends[0][axis] < ends[1][axis]
+        ranked = sorted(range(len(run)), key=lambda k: spots[k][axis], reverse=not rising)
+        order[run] = run[ranked]
+    return node, order

@@ -1,0 +1,185 @@
+"""One flat frontier of cells over many windows, refined stage by stage within limits.
+
+Windows go in groups whose switching values fit in memory; a group that grows too large is halved,
+and the last stage, which needs no geometry, is counted in runs of cells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxregions.engines import planar, segments
+from jaxregions.engines.points import Ledger, corners
+from jaxregions.engines.records import hits, sign_bits
+from jaxregions.tracing import CPAFunction
+from jaxregions.windows import Window
+
+__all__ = ["ENGINES", "Limits", "Status", "Tally", "explore"]
+
+ENGINES = {1: segments, 2: planar}
+BYTES = 256 << 20  # switching values held at once
+FIRST_GROUP = 512  # windows; later groups are sized by what these needed
+GROUP_VERTICES = 1 << 20
+
+
+class Status(IntEnum):
+    """Why a count ended. Anything but COMPLETE leaves a proven lower bound.
+
+    MAX_REGIONS, MAX_SECONDS: the limit was reached: raise it, or use smaller windows.
+    INTERRUPTED: Ctrl-C.
+    """
+
+    COMPLETE = 0
+    MAX_REGIONS = 1
+    MAX_SECONDS = 2
+    INTERRUPTED = 3
+
+
+class Limits(NamedTuple):
+    """regions: per window, None: no limit. deadline: a time.monotonic() value."""
+
+    regions: int | None
+    deadline: float
+
+
+class Tally(NamedTuple):
+    """Per window, filled in place as cells are finished.
+
+    by_stage: (W, S) regions after each stage, 0 where not reached. hits: (W, S), -1 likewise.
+    bound: (W,) proven lower bound. status: (W,), -1 while unfinished.
+    decisions: [sign decisions, those that needed rationals].
+    """
+
+    by_stage: np.ndarray
+    hits: np.ndarray
+    bound: np.ndarray
+    status: np.ndarray
+    decisions: np.ndarray
+
+
+def explore(
+    net: CPAFunction,
+    windows: Window,
+    *,
+    limits: Limits,
+    finish: Callable[[Ledger, Any, int, Tally], None] | None,
+    watch: Callable[[int, int], None],
+) -> Tally:
+    """Regions of every window.
+
+    Args:
+      windows: one leading axis, dimension 1 or 2.
+      finish: receives (ledger, mesh, first window, tally) of finished groups, with geometry;
+        None: the last stage is counted without.
+      watch: called with (finished windows, cells so far).
+    """
+    count, stages = len(windows.center), len(net.stages)
+    tally = Tally(
+        np.zeros((count, stages), np.int64),
+        np.full((count, stages), -1),
+        np.ones(count, np.int64),
+        np.full(count, -1),
+        np.zeros(2, np.int64),
+    )
+    start, size = 0, FIRST_GROUP
+    try:
+        while start < count:
+            stop = min(start + size, count)
+            group = windows[np.arange(start, stop)]
+            ledger = Ledger(net, group, corners(group))
+            part = Tally(*(v[start:stop] for v in tally[:4]), tally.decisions)
+            _group(ledger, part, limits, finish, start, watch, int((tally.status >= 0).sum()))
+            tally.decisions[:] += ledger.decisions, ledger.settled_exactly
+            each = ledger.vertices.size / (stop - start)
+            start, size = stop, min(8 * size, max(1, int(GROUP_VERTICES / each)))
+    except KeyboardInterrupt:
+        tally.status[tally.status < 0] = Status.INTERRUPTED
+    return tally
+
+
+def _group(ledger, tally, limits, finish, first, watch, done) -> None:
+    net, engine = ledger.net, ENGINES[ledger.windows.dimension]
+    stages = len(net.stages)
+    stack = [(engine.begin(len(tally.status)), 0)]
+    while stack:
+        mesh, stage = stack.pop()
+        if stage == stages:
+            if finish is not None:
+                finish(ledger, mesh, first, tally)
+            tally.status[np.unique(mesh.window)] = Status.COMPLETE
+            watch(done + int((tally.status >= 0).sum()), mesh.faces)
+            continue
+        runs = _within_limits(engine, mesh, tally, limits)
+        if not (len(runs) == 1 and runs[0] is mesh):
+            stack += [(run, stage) for run in reversed(runs)]
+            continue
+        heavy = mesh.size * net.stages[stage].size * 9 > BYTES
+        if stage == stages - 1 and finish is None:
+            _count_last(ledger, engine, mesh, stage, tally, limits)
+            watch(done + int((tally.status >= 0).sum()), int(tally.bound.sum()))
+        elif heavy and mesh.window[0] != mesh.window[-1]:
+            stack += [(half, stage) for half in reversed(_halves(engine, mesh))]
+        else:
+            new, cuts = engine.refined(ledger, mesh, stage)
+            found = hits(sign_bits(cuts, len(tally.status)), net.stages[stage].unit)
+            _record(tally, mesh, stage, cuts.children, found)
+            watch(done + int((tally.status >= 0).sum()), new.faces)
+            stack.append((new, stage + 1))
+
+
+def _record(tally: Tally, mesh, stage: int, children, found) -> None:
+    here = np.unique(mesh.window)
+    after = np.bincount(mesh.window, children, minlength=len(tally.status)).astype(np.int64)
+    tally.by_stage[here, stage] = tally.bound[here] = after[here]
+    tally.hits[here, stage] = found[here]
+
+
+def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) -> None:
+    """The last stage in runs of cells: bounded memory, no geometry."""
+    layer, windows = ledger.net.stages[stage], len(tally.status)
+    rows = max(1, BYTES // (9 * max(layer.size, 1)))
+    stops = np.linspace(0, mesh.faces, 1 - (-mesh.size // rows)).astype(int)
+    children, bits = np.ones(mesh.faces, np.int64), None
+    for low, high in zip(stops[:-1].tolist(), stops[1:].tolist(), strict=True):
+        if low > 0 and time.monotonic() > limits.deadline:
+            break
+        part = mesh if high - low == mesh.faces else engine.restricted(mesh, low, high)
+        cuts = engine.counted(ledger, part, stage)
+        children[low:high] = cuts.children
+        more = sign_bits(cuts, windows)
+        bits, done = more if bits is None else bits | more, high
+    _record(tally, mesh, stage, children, hits(bits, layer.unit))
+    left = np.unique(mesh.window[done:])  # out of time before these were finished
+    tally.by_stage[left, stage], tally.hits[left, stage] = 0, -1
+    tally.status[np.setdiff1d(mesh.window, left)] = Status.COMPLETE
+    tally.status[left] = Status.MAX_SECONDS
+
+
+def _within_limits(engine, mesh, tally: Tally, limits: Limits) -> list[Any]:
+    """The mesh in runs of windows that may go on; the others get their status."""
+    here = np.unique(mesh.window)
+    if time.monotonic() > limits.deadline:
+        tally.status[here] = Status.MAX_SECONDS
+        return []
+    if limits.regions is None or (tally.bound[here] <= limits.regions).all():
+        return [mesh]
+    over = tally.bound > limits.regions
+    tally.status[here[over[here]]] = Status.MAX_REGIONS
+    keep = ~over[mesh.window]
+    edge = np.flatnonzero(np.diff(np.concatenate([[False], keep, [False]])))
+    return [
+        engine.restricted(mesh, a, b)
+        for a, b in zip(edge[::2].tolist(), edge[1::2].tolist(), strict=True)
+    ]
+
+
+def _halves(engine, mesh) -> list[Any]:
+    """The mesh cut in two between windows."""
+    breaks = np.flatnonzero(np.diff(mesh.window)) + 1
+    middle = int(breaks[np.argmin(np.abs(breaks - mesh.faces // 2))])
+    return [engine.restricted(mesh, 0, middle), engine.restricted(mesh, middle, mesh.faces)]

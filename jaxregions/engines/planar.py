@@ -1,0 +1,121 @@
+"""Exact partitions of 2-d windows: one flat subdivision of all windows, refined stage by stage."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxregions.engines import chords as chord
+from jaxregions.engines.edges import zeros_on
+from jaxregions.engines.mesh import Mesh, boxes, edges_of, restricted
+from jaxregions.engines.points import Ledger, U
+from jaxregions.engines.records import Cells, Cuts
+from jaxregions.engines.signs import Signs, evaluate
+from jaxregions.engines.split import new_vertices, split
+
+__all__ = ["begin", "cells", "counted", "refined", "restricted"]
+
+
+def begin(windows: int) -> Mesh:
+    """The windows themselves, one face each, on the vertices of ``corners``."""
+    return boxes(windows)
+
+
+def refined(ledger: Ledger, mesh: Mesh, stage: int) -> tuple[Mesh, Cuts]:
+    """The faces of the mesh cut by a stage; its new vertices are added to the ledger."""
+    signs = evaluate(ledger, mesh.vertices, stage)
+    edges, zeros, rim, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=True)
+    _, _, edge_of, _, tail, head = edges
+    fresh = new_vertices(ledger, signs, stage, (tail, head), zeros, rim, found, cross)
+    numbers = ledger.vertices.size + np.arange(fresh.size)
+    ledger.vertices = ledger.vertices.extended(fresh)
+    vertices = np.concatenate([mesh.vertices, numbers])
+    new = split(mesh, edge_of, zeros, rim, found, cross, stage, vertices)
+    children = np.bincount(new.parent, minlength=mesh.faces)
+    if (children != _children(mesh, found, cross)).any():
+        raise RuntimeError("the subdivision contradicts Euler's formula")
+    return new, _cuts(mesh, signs, found, children)
+
+
+def counted(ledger: Ledger, mesh: Mesh, stage: int) -> Cuts:
+    """How many faces a stage makes of each face, without making them."""
+    signs = evaluate(ledger, mesh.vertices, stage)
+    _, _, _, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=False)
+    return _cuts(mesh, signs, found, _children(mesh, found, cross))
+
+
+def _arrangement(ledger: Ledger, mesh: Mesh, signs: Signs, stage: int, *, geometry: bool):
+    half, twin, edge_of, forward = edges_of(mesh)
+    tail, head = mesh.origin[half], mesh.origin[mesh.following[half]]
+    zeros = zeros_on(ledger, signs, stage, tail, head)
+    rim = chord.boundary(mesh, zeros, edge_of, forward)
+    found = chord.find_chords(mesh, signs, zeros, rim, (half, twin))
+    cross = chord.crossings(ledger, signs, stage, rim, found, geometry=geometry)
+    return (half, twin, edge_of, forward, tail, head), zeros, rim, found, cross
+
+
+def _children(mesh: Mesh, found: chord.Chords, cross: chord.Crossings) -> np.ndarray:
+    """1 + chords + sum over distinct crossings of (chords through it - 1), per face."""
+    children = 1 + np.bincount(found.face, minlength=mesh.faces)
+    through = np.bincount(cross.point, minlength=len(cross.on))
+    return children + np.bincount(
+        found.face[cross.on], np.maximum(through, 2) - 1, minlength=mesh.faces
+    ).astype(np.int64)
+
+
+def _cuts(mesh: Mesh, signs: Signs, found: chord.Chords, children: np.ndarray) -> Cuts:
+    corner_face, corner_entry = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if len(signs.zero_row):
+        half, corner_entry = chord.corner_zeros(mesh, signs)
+        corner_face = mesh.face[half]
+    return Cuts(
+        found.cut_face,
+        found.cut_entry,
+        mesh.window,
+        children,
+        signs,
+        np.repeat(mesh.window, np.diff(mesh.start)),
+        mesh.origin,
+        corner_face,
+        corner_entry,
+        np.diff(mesh.start),
+    )
+
+
+def cells(ledger: Ledger, mesh: Mesh) -> Cells:
+    """Faces with witness points, and the facets between them."""
+    u, error = ledger.vertices.u[mesh.vertices], ledger.vertices.error[mesh.vertices]
+    size = np.diff(mesh.start)
+    corner = u[mesh.origin]
+    witness = np.add.reduceat(corner, mesh.start[:-1], axis=0) / size[:, None]
+    inside = _left_of_all(mesh, u, error, witness)
+    half = np.flatnonzero(np.arange(len(mesh.twin)) < mesh.twin)
+    ends = np.stack([mesh.origin[half], mesh.origin[mesh.following[half]]], axis=1)
+    return Cells(
+        mesh.window,
+        mesh.parent,
+        witness,
+        inside,
+        mesh.start,
+        mesh.vertices[mesh.origin],
+        mesh.face[half],
+        mesh.face[mesh.twin[half]],
+        mesh.vertices[ends],
+        mesh.stage[half],
+        mesh.entry[half],
+    )
+
+
+def _left_of_all(mesh: Mesh, u, error, witness) -> np.ndarray:
+    """Whether each witness is proven to lie strictly left of all half-edges of its face.
+
+    The cross product of (b - a) and (w - a), a and b known to within their errors.
+    """
+    a, b = mesh.origin, mesh.origin[mesh.following]
+    step, reach = u[b] - u[a], witness[mesh.face] - u[a]
+    turn = step[:, 0] * reach[:, 1] - step[:, 1] * reach[:, 0]
+    scale = np.maximum(np.abs(u[a]).max(axis=1), np.abs(u[b]).max(axis=1))
+    worst = np.maximum.reduceat(error[a], mesh.start[:-1])[mesh.face]
+    slack = 2 * worst + 4 * U * (scale + np.abs(witness[mesh.face]).max(axis=1))
+    long, wide = np.abs(step).max(axis=1) + slack, np.abs(reach).max(axis=1) + slack
+    left = turn > (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
+    return np.logical_and.reduceat(left, mesh.start[:-1])

@@ -1,0 +1,204 @@
+"""Vertices of a subdivision: floats with error bounds, and how to get each of them exactly.
+
+A vertex is a corner of its window, or the zero of one switching value on the segment between two
+earlier vertices. The float coordinates are for speed; the recipe is what the vertex *is*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxregions import exact
+from jaxregions.tracing import CPAFunction, exact_values
+from jaxregions.windows import Window
+
+__all__ = [
+    "CORNER",
+    "Ledger",
+    "U",
+    "Vertices",
+    "between",
+    "corners",
+    "crossing",
+    "lift",
+    "point",
+    "values",
+]
+
+U = exact.unit_roundoff(np.float64)
+CORNER = -1
+
+
+class Vertices(NamedTuple):
+    """u: (V, k) slice coordinates relative to the window's centre.
+
+    error: (V,) the exact coordinates differ from u by at most this, each.
+    window: (V,). stage, entry, tail, head: (V,) the zero of this switching value on the segment
+    from vertex tail to vertex head; stage is CORNER for the corners of a window, which are exact.
+    """
+
+    u: np.ndarray
+    error: np.ndarray
+    window: np.ndarray
+    stage: np.ndarray
+    entry: np.ndarray
+    tail: np.ndarray
+    head: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.error)
+
+    def extended(self, *more: Vertices) -> Vertices:
+        return Vertices(*map(np.concatenate, zip(self, *more, strict=True)))
+
+
+Key = int | tuple  # a vertex, or (stage, entry, key of the tail, key of the head)
+
+
+@dataclasses.dataclass
+class Ledger:
+    """What the exact decisions of one call share: the function, the windows, what is known."""
+
+    net: CPAFunction
+    windows: Window  # one leading axis
+    vertices: Vertices
+    points: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)
+    known: dict[tuple[Key, int], np.ndarray] = dataclasses.field(default_factory=dict)
+    decisions: int = 0
+    settled_exactly: int = 0
+
+
+def corners(windows: Window) -> Vertices:
+    """The corners (-r, -r), (r, -r), (r, r), (-r, r) of every 2-d window, or ends -r, r."""
+    radii = np.asarray(windows.radii(), np.float64)
+    signs = {
+        1: np.array([[-1.0], [1.0]]),
+        2: np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]),
+    }[windows.dimension]
+    u = (signs * radii[:, None, :]).reshape(-1, windows.dimension)
+    window = np.repeat(np.arange(len(radii)), len(signs))
+    none = np.full(len(u), CORNER)
+    return Vertices(u, np.zeros(len(u)), window, none, none, none, none)
+
+
+def crossing(za: Any, zb: Any, error: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Where the segment between values of strictly opposite signs has its zero.
+
+        t = |za| / (|za| + |zb|),    |t - t*| <= error / (|za*| + |zb*|) + rounding,
+
+    from t - t* = (|zb| da - |za| db) / ((|za| + |zb|)(|za*| + |zb*|)).
+
+    Args:
+      za, zb: values at the two ends. error: bound on the error of both.
+
+    Returns:
+      t in [0, 1] and the bound on its error, at most 1.
+    """
+    za, zb = np.abs(za), np.abs(zb)
+    total = za + zb
+    with np.errstate(all="ignore"):
+        t = za / total
+        sure = total * (1 - 4 * U) - 2 * error
+        bound = np.where(sure > 0, error / sure * (1 + 8 * U) + 8 * U, 1.0)
+    lost = ~np.isfinite(t) | ~np.isfinite(bound)
+    return np.where(lost, 0.5, t), np.where(lost, 1.0, np.minimum(bound, 1.0))
+
+
+def between(vertices: Vertices, tail, head, t, error, stage: int, entry) -> Vertices:
+    """New vertices at tail + t (head - tail), t known to within ``error``."""
+    a, b = vertices.u[tail], vertices.u[head]
+    step = b - a
+    size = np.abs(step).max(axis=1)
+    scale = np.maximum(np.abs(a).max(axis=1), np.abs(b).max(axis=1))
+    ends = np.maximum(vertices.error[tail], vertices.error[head])
+    bound = (ends + error * (size + 2 * ends) + 8 * U * scale) * (1 + 8 * U)
+    bound = bound + np.finfo(np.float64).tiny
+    return Vertices(
+        a + t[:, None] * step,
+        bound,
+        vertices.window[tail],
+        np.full(len(t), stage),
+        np.asarray(entry),
+        np.asarray(tail),
+        np.asarray(head),
+    )
+
+
+def lift(windows: Window, vertices: Vertices) -> tuple[np.ndarray, np.ndarray]:
+    """Input points (V, d) of vertices and the bound (V,) on the error of every coordinate."""
+    u, w = vertices.u, vertices.window
+    center = np.asarray(windows.center, np.float64)
+    if windows.basis is None:
+        x = center[w] + u
+        return x, vertices.error * (1 + 4 * U) + U * np.abs(x).max(axis=1)
+    basis = np.asarray(windows.basis, np.float64)
+    error = vertices.error
+    if windows.anchor is None:
+        origin = center
+    else:
+        origin = np.asarray(windows.anchor, np.float64)
+        u = windows.shift[w] + u
+        error = error + U * np.abs(u).max(axis=1)
+    if basis.ndim == 2:
+        x, spread, reach = u @ basis.T, np.abs(basis).sum(axis=1).max(), np.abs(basis).max()
+    else:
+        size = np.abs(basis)
+        x = np.einsum("vdk,vk->vd", basis[w], u)
+        spread, reach = size.sum(axis=2).max(axis=1)[w], size.max(axis=(1, 2))[w]
+    base = np.abs(origin).max(axis=1)[w]
+    x += origin[w]
+    k = u.shape[1]
+    rounding = exact.gamma(k + 2, np.float64) * (base + reach * np.abs(u).sum(axis=1))
+    return x, (spread * error + rounding) * (1 + 8 * U) + np.finfo(np.float64).tiny
+
+
+# Exactly -----------------------------------------------------------------------------------------
+
+
+def _recipe(ledger: Ledger, key: Key) -> tuple[int, int, Key, Key]:
+    if isinstance(key, tuple):
+        return key
+    v = ledger.vertices
+    return int(v.stage[key]), int(v.entry[key]), int(v.tail[key]), int(v.head[key])
+
+
+def _window(ledger: Ledger, key: Key) -> int:
+    while isinstance(key, tuple):
+        key = key[2]
+    return int(ledger.vertices.window[key])
+
+
+def point(ledger: Ledger, key: Key) -> np.ndarray:
+    """(k,) the exact slice coordinates of a vertex."""
+    if key not in ledger.points:
+        stage, entry, tail, head = _recipe(ledger, key)
+        if stage == CORNER:
+            ledger.points[key] = exact.rationals(ledger.vertices.u[key])
+        else:
+            a, b = point(ledger, tail), point(ledger, head)
+            za, zb = values(ledger, tail, stage)[entry], values(ledger, head, stage)[entry]
+            ledger.points[key] = a + (b - a) * (za / (za - zb))
+    return ledger.points[key]
+
+
+def values(ledger: Ledger, key: Key, stage: int) -> np.ndarray:
+    """The exact switching values of a stage at a vertex."""
+    if (key, stage) not in ledger.known:
+        x = input_point(ledger.windows, _window(ledger, key), point(ledger, key))
+        x = x.reshape(ledger.net.input_shape)
+        ledger.known[key, stage] = exact_values(ledger.net, x, stage)
+    return ledger.known[key, stage]
+
+
+def input_point(windows: Window, row: int, u: np.ndarray) -> np.ndarray:
+    """The exact input point (d,) of exact slice coordinates (k,) in one window."""
+    if windows.basis is None:
+        return exact.rationals(windows.center[row]) + u
+    basis = exact.rationals(windows.basis if windows.basis.ndim == 2 else windows.basis[row])
+    if windows.anchor is None:
+        return exact.rationals(windows.center[row]) + basis @ u
+    return exact.rationals(windows.anchor[row]) + basis @ (exact.rationals(windows.shift[row]) + u)

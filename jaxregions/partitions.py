@@ -1,0 +1,325 @@
+"""The cells of one window: geometry, patterns, affine maps, adjacency, level sets."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxregions._progress import watching
+from jaxregions._records import build, record
+from jaxregions.engines import merging
+from jaxregions.engines.affine import maps, same_maps
+from jaxregions.engines.frontier import ENGINES, Limits, Status
+from jaxregions.engines.points import Ledger, corners
+from jaxregions.engines.records import Cells, hits, sign_bits
+from jaxregions.regions import prepared
+from jaxregions.tracing import CPAFunction
+from jaxregions.windows import Window
+
+__all__ = ["Partition", "StageTable", "level_set", "partition", "to_dict", "to_networkx"]
+
+
+class StageTable(NamedTuple):
+    """What one stage did: its parents are the cells after the stage before.
+
+    parents, regions: number of cells before and after. hits: units whose piece changes inside the
+    window. cut_parent, cut_unit: (C,) which unit cuts which parent; a unit with several
+    breakpoints comes once per breakpoint. children: (parents,) cells that each falls into.
+    parent: (regions,) the parent of every cell.
+    """
+
+    parents: int
+    regions: int
+    hits: int
+    cut_parent: np.ndarray
+    cut_unit: np.ndarray
+    children: np.ndarray
+    parent: np.ndarray
+
+
+@record
+class Partition:
+    """The exact partition of one window of dimension k = 1 or 2, from ``jr.partition``.
+
+    Coordinates are slice coordinates u relative to the window's centre; ``window.points(u)`` are
+    the input points (center + u without a basis). F cells, V vertices, G facets, S stages, m
+    outputs (flattened).
+
+    window: the window.
+    vertices: (V, k) float64; vertex_error: (V,) bound on their distance, per coordinate, from the
+      exact ones.
+    start, corner: (F + 1,), (H,) cell f has the vertices corner[start[f]:start[f + 1]],
+      counter-clockwise.
+    witness: (F, k) a point inside each cell; witness_inside: (F,) whether that is proven for the
+      float64 numbers (thinner cells are decided at an exact rational point).
+    volume: (F,) areas (lengths) in input space.
+    patterns: per stage (F, size) int8, the sign of every switching value on the cell: -1, 1, or 0
+      where it vanishes on the whole cell.
+    slope, intercept: (F, m, k), (F, m): f = slope u + intercept on the cell, float64.
+    region, affine_region: (F,) labels of the activation and the affine region of each cell.
+    left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices.
+    facet_stage, facet_unit: (G,) a unit that switches there.
+    tables: per stage a ``StageTable``.
+    activation_regions, affine_regions: the counts; a lower bound and -1 if not COMPLETE.
+    status: why it ended, a ``Status``; otherwise the partition of the stages that were reached.
+    decisions, settled_exactly: float64 decisions, and how many were made again in rationals.
+    """
+
+    window: Window
+    vertices: np.ndarray
+    vertex_error: np.ndarray
+    start: np.ndarray
+    corner: np.ndarray
+    witness: np.ndarray
+    witness_inside: np.ndarray
+    volume: np.ndarray
+    patterns: tuple[np.ndarray, ...]
+    slope: np.ndarray
+    intercept: np.ndarray
+    region: np.ndarray
+    affine_region: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    facet: np.ndarray
+    facet_stage: np.ndarray
+    facet_unit: np.ndarray
+    tables: tuple[StageTable, ...]
+    activation_regions: int
+    affine_regions: int
+    status: Status
+    decisions: int
+    settled_exactly: int
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """``jr.plotting.plot_partition(self, ax, **options)``; needs matplotlib."""
+        plotting = importlib.import_module("jaxregions.plotting")  # a room above this one
+        return plotting.plot_partition(self, ax, **options)
+
+
+def partition(
+    f: Callable[[Any], Any],
+    window: Window,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    affine: bool = True,
+    max_regions: int | None = None,
+    max_seconds: float | None = None,
+    progress: bool | None = None,
+) -> Partition:
+    """The cells of f in one open window, exactly.
+
+    Args:
+      f, input_shape, max_regions, max_seconds, progress: as in ``count_regions``.
+      window: one window of dimension 1 or 2.
+      affine: label affine regions too; otherwise their labels are -1.
+
+    Raises:
+      NotPiecewiseAffineError, ValueError: as ``count_regions``; several windows.
+
+    Source: README, "The mathematics", exact partitions.
+    """
+    net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds)
+    if window.batch_shape != ():
+        raise ValueError(f"window: expected one window, received leading axes {window.batch_shape}")
+    windows = window.reshape(1)
+    engine = ENGINES[window.dimension]
+    ledger = Ledger(net, windows, corners(windows))
+    mesh, tables, status = engine.begin(1), [], Status.COMPLETE
+    with watching(1, progress) as watch:
+        for stage in range(len(net.stages)):
+            status = _stop(limits, mesh.faces)
+            if status != Status.COMPLETE:
+                break
+            new, cuts = engine.refined(ledger, mesh, stage)
+            layer = net.stages[stage]
+            found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
+            unit = layer.unit[cuts.cut_entry]
+            tables.append(
+                StageTable(
+                    mesh.faces, new.faces, found, cuts.cut_cell, unit, cuts.children, new.parent
+                )
+            )
+            mesh = new
+            watch(0, mesh.faces)
+        return _assembled(net, window, ledger, engine.cells(ledger, mesh), tables, status, affine)
+
+
+def _stop(limits: Limits, faces: int) -> Status:
+    if time.monotonic() > limits.deadline:
+        return Status.MAX_SECONDS
+    over = limits.regions is not None and faces > limits.regions
+    return Status.MAX_REGIONS if over else Status.COMPLETE
+
+
+def _assembled(
+    net: CPAFunction,
+    window: Window,
+    ledger: Ledger,
+    cells: Cells,
+    tables: list[StageTable],
+    status: Status,
+    affine: bool,
+) -> Partition:
+    inner = merging.witnesses(ledger, cells)
+    signs = merging.patterns(inner, len(tables))
+    faces, complete = len(cells.window), status == Status.COMPLETE
+    same = np.zeros(len(cells.left), bool)
+    if complete and merging.has_contests(net):
+        changes, found = merging.contest_changes(net, cells, signs, 1)
+        same = ~changes
+        tables = [t._replace(hits=int(h)) for t, h in zip(tables, found[0], strict=True)]
+    region = merging.joined(cells, same)
+    slope, intercept = maps(inner)
+    one = np.full(faces, -1)
+    if complete and affine:
+        one = merging.joined(cells, same_maps(ledger, inner, cells, same))
+    if not complete:
+        slope, intercept = np.full_like(slope, np.nan), np.full_like(intercept, np.nan)
+    regions = int(region.max()) + 1
+    if not complete and merging.has_contests(net):
+        regions = 1
+    used, corner = np.unique(cells.corner, return_inverse=True)
+    u = ledger.vertices.u[used]
+    return build(
+        Partition,
+        window=window,
+        vertices=u,
+        vertex_error=ledger.vertices.error[used],
+        start=cells.start,
+        corner=corner,
+        witness=cells.witness,
+        witness_inside=cells.inside,
+        volume=_volumes(window, u, cells.start, corner),
+        patterns=tuple(signs),
+        slope=slope,
+        intercept=intercept,
+        region=region,
+        affine_region=one,
+        left=cells.left,
+        right=cells.right,
+        facet=np.searchsorted(used, cells.facet),
+        facet_stage=cells.stage,
+        facet_unit=_units(net, cells),
+        tables=tuple(tables),
+        activation_regions=regions,
+        affine_regions=int(one.max()) + 1 if one[0] >= 0 else -1,
+        status=status,
+        decisions=ledger.decisions + inner.decisions,
+        settled_exactly=ledger.settled_exactly + inner.settled_exactly,
+    )
+
+
+def _units(net: CPAFunction, cells: Cells) -> np.ndarray:
+    unit = np.zeros(len(cells.stage), np.int64)
+    for level, stage in enumerate(net.stages):
+        here = cells.stage == level
+        unit[here] = stage.unit[cells.entry[here]]
+    return unit
+
+
+def _volumes(window: Window, u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """Length or area (shoelace) of every cell, times sqrt det B'B for slices."""
+    if u.shape[1] == 1:
+        size = u[corner[1::2], 0] - u[corner[::2], 0]
+    else:
+        origin = np.repeat(u[corner[start[:-1]]], np.diff(start), axis=0)
+        follow = np.arange(1, len(corner) + 1)
+        follow[start[1:] - 1] = start[:-1]
+        a, b = u[corner] - origin, u[corner[follow]] - origin
+        size = np.add.reduceat(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], start[:-1]) / 2
+    if window.basis is None:
+        return size
+    basis = np.asarray(window.basis, np.float64)
+    return size * np.sqrt(np.linalg.det(basis.T @ basis))
+
+
+def level_set(
+    part: Partition, output: int = 0, *, minus: int | None = None, level: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where {f_output - f_minus = level} runs through the cells; float64.
+
+    With two logits and level 0 this is the decision boundary between two classes. Inside one cell
+    of a 2-d window the set is a straight piece.
+
+    Args:
+      output, minus: indices into the flattened outputs; minus=None: f_output alone.
+
+    Returns:
+      pieces: (M, 2, 2) end points in slice coordinates; k = 1: (M, 1, 1) points.
+      cell: (M,) the cell of each piece. A cell on which the function equals the level throughout
+        has none.
+
+    Raises:
+      ValueError: an output that does not exist, an incomplete partition.
+
+    Source: README, "The mathematics", exact partitions.
+    """
+    outputs = part.intercept.shape[1]
+    for name, value in (("output", output), ("minus", minus)):
+        if value is not None and not 0 <= value < outputs:
+            raise ValueError(f"{name}: expected 0 to {outputs - 1}, received {value}")
+    if part.status != Status.COMPLETE:
+        raise ValueError(f"expected a complete partition, received {Status(part.status).name}")
+    slope, shift = part.slope[:, output], part.intercept[:, output] - level
+    if minus is not None:
+        slope, shift = slope - part.slope[:, minus], shift - part.intercept[:, minus]
+    cell = np.repeat(np.arange(len(shift)), np.diff(part.start))
+    follow = np.arange(1, len(cell) + 1)
+    follow[part.start[1:] - 1] = part.start[:-1]
+    u = part.vertices[part.corner]
+    value = np.einsum("hk,hk->h", slope[cell], u) + shift[cell]
+    cross = np.flatnonzero((value >= 0) != (value[follow] >= 0))
+    if u.shape[1] == 1:
+        cross = cross[cross < follow[cross]]
+    t = value[cross] / (value[cross] - value[follow[cross]])
+    at = u[cross] + t[:, None] * (u[follow[cross]] - u[cross])
+    if u.shape[1] == 1:
+        return at[:, None], cell[cross]
+    return at.reshape(-1, 2, 2), cell[cross[::2]]
+
+
+def to_dict(part: Partition) -> dict[str, np.ndarray]:
+    """The partition as plain arrays, ready for ``np.savez(path, **to_dict(part))``.
+
+    Stage s's pattern is "pattern_s", its table "stage_s_children" and so on.
+
+    Source: README, "The mathematics", exact partitions.
+    """
+    skip = ("window", "patterns", "tables")
+    out = {n: np.asarray(v) for n, v in vars(part).items() if n not in skip}
+    for name in ("center", "radius", "basis", "anchor", "shift"):
+        if getattr(part.window, name) is not None:
+            out[f"window_{name}"] = np.asarray(getattr(part.window, name))
+    out |= {f"pattern_{s}": pattern for s, pattern in enumerate(part.patterns)}
+    for s, table in enumerate(part.tables):
+        out |= {f"stage_{s}_{name}": np.asarray(v) for name, v in table._asdict().items()}
+    return out
+
+
+def to_networkx(part: Partition) -> Any:
+    """The dual graph: a node per cell (volume, region, affine_region), an edge per facet
+    (stage, unit).
+
+    Raises:
+      ImportError: networkx is not installed.
+
+    Source: README, "The mathematics", exact partitions.
+    """
+    try:
+        import networkx
+    except ImportError as error:
+        raise ImportError("to_networkx needs networkx: pip install networkx") from error
+    graph = networkx.Graph()
+    columns = zip(
+        part.volume.tolist(), part.region.tolist(), part.affine_region.tolist(), strict=True
+    )
+    for cell, (volume, region, affine) in enumerate(columns):
+        graph.add_node(cell, volume=volume, region=region, affine_region=affine)
+    facets = (part.left, part.right, part.facet_stage, part.facet_unit)
+    for left, right, stage, unit in zip(*(f.tolist() for f in facets), strict=True):
+        graph.add_edge(left, right, stage=stage, unit=unit)
+    return graph
