@@ -10,8 +10,9 @@ window iff |value| < reach, and is tangent to it iff they are equal.
 
 from __future__ import annotations
 
-from functools import partial, reduce
-from itertools import pairwise
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +21,14 @@ import numpy as np
 
 from jaxregions import exact
 
-_HIT, _DECIDED = np.int32(1), np.int32(1 << 16)  # what a decision adds to a block's count
-BLOCK = 16  # units per block: what the screening pass leaves open is decided again block by block
-_ROWS = 256  # windows per step of the screening pass: keeps a step's matrix in the cache
-_SEGMENT = 196  # terms of a screening dot product that are summed before the next are added
+_BLOCK = 16  # units per word of open decisions
+_HIT = np.int32(1 << _BLOCK)  # above the open bits of a word
+_ROWS = 128  # windows per step of the screening pass: keeps a step's matrix in the cache
 _SLAB = 1 << 14  # windows of one screening call
+_WORDS = 1 << 12  # words of open decisions that are decided again in one call
+_PAIRS = 256  # pairs per step of such a call: their operands stay in the cache
+_AHEAD = 8  # such calls under way
+_HUGE = 2.0**60  # screening leaves larger and smaller numbers alone: nothing over- or underflows
 _DENSE_BYTES = 64 << 20  # working set of one dense float64 step
 
 
@@ -164,78 +168,92 @@ def _decide_rational(task: Problem, row: Any, unit: Any, breakpoint: Any) -> int
 
 def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """hits, units, tangencies and pairs decided again per window, (W,) each; shared planes only."""
-    total = task.sizes[0]
-    hits, refined, tangencies, rechecked = np.zeros((4, total), np.int64)
-    slab = min(_SLAB, total)
-    rate, scalar, planes = _normalised_planes(task, dtype)
-    pairs = []
-    done = 0
+    total, units, breaks = task.sizes
+    counts = hits, refined, tangencies, rechecked = np.zeros((4, total), np.int64)
+    steps = -(-total // -(-total // _SLAB) // _ROWS)  # of every slab: nearly no overlap
+    slab = min(steps * _ROWS, total)
     starts = _starts(total, slab)
-    # One slab ahead: the device works on the next while the last one's results are read.
-    queue = [_screen_slab(task, planes, rate, start, slab, scalar) for start in starts[:1]]
-    for i, start in enumerate(starts):
-        queue += [_screen_slab(task, planes, rate, n, slab, scalar) for n in starts[i + 1 : i + 2]]
-        some_hits, some_refined, still_open = (np.asarray(a) for a in queue.pop(0))
-        rows = still_open.shape[-1]
-        for step, first in enumerate(start + _starts(slab, rows)):
-            # A window in two overlapping steps belongs to the first: the other rounds differently.
-            new = slice(max(0, done - first), rows)
-            hits[first + new.start : first + rows] = some_hits[step, new]
-            refined[first + new.start : first + rows] = some_refined[step, new]
-            block, row = np.divmod(_true_entries(still_open[step]), rows)
-            keep = row >= new.start
-            pairs.append((block[keep], first + row[keep]))
-            done = max(done, first + rows)
-    block, row = (np.concatenate(p) for p in zip(*pairs, strict=True))
-    order = np.argsort(block, kind="stable")
-    _decide_blocks(task, block[order], row[order], (hits, refined, tangencies, rechecked))
+    scalar = task.radius.strides[1] == 0 or bool((task.radius == task.radius[:, :1]).all())
+    present = task.normal[0].any(1, keepdims=True)
+    with jax.enable_x64(True):  # once: a launch would copy NumPy arrays anew
+        planes = jax.tree.map(jnp.asarray, _screening_planes(task, dtype, scalar))
+        exact_planes = jax.tree.map(jnp.asarray, _pair_planes(task, scalar))
+
+    def screen(start):
+        rows = slice(start, start + slab)
+        shift = None if task.shift is None else jnp.asarray(task.shift[rows])
+        radius = task.radius[rows, :1] if scalar else task.radius[rows]
+        windows = jnp.asarray(task.anchor[rows]), shift, jnp.asarray(radius)
+        return start, windows, _screen(planes, windows)
+
+    def open_pairs():
+        """Writes what the screening decided; yields the pairs it left open."""
+        slabs = _launched_ahead(screen, starts, 1)
+        for (start, windows, found), end in zip(slabs, [*starts[1:], total], strict=True):
+            some_hits, some_refined, words = map(np.asarray, found)
+            first = start + _starts(slab, words.shape[-1])
+            index = first[:, None] + np.arange(words.shape[-1])
+            # A window in two overlapping steps belongs to the later: the other rounds differently.
+            hits[index], refined[index] = some_hits, some_refined
+            limit = np.minimum(np.append(first[1:], end), end)
+            for step, row, unit in _set_bits(words):
+                keep = (first[step] + row < limit[step]) & (unit < units)
+                if keep.any():
+                    yield start, windows, (first[step] + row)[keep], unit[keep]
+
+    def project(pairs):
+        start, windows, row, unit = pairs
+        size = min(_WORDS * _BLOCK, -(-slab * units // _PAIRS) * _PAIRS)
+        index = np.zeros((2, size), np.int32)
+        index[:, : len(row)] = row - start, unit
+        index, steps = index.reshape(2, -1, _PAIRS), np.int32(-(-len(row) // _PAIRS))
+        return row, unit, _project_pairs(exact_planes, windows, index, steps)
+
+    with jax.enable_x64(True):
+        for row, unit, found in _launched_ahead(project, open_pairs(), _AHEAD):
+            value, reach, size = np.asarray(found).reshape(3, -1, 1)[:, : len(row)]
+            offset = task.offset[0, unit]
+            sign = _proven_signs(
+                task,
+                value[..., None] - offset[:, None],
+                reach,
+                size[:, 0],
+                present[unit],
+                offset[:, None],
+            )[:, 0]
+            for p, b in np.argwhere(sign == 0):
+                sign[p, b] = _decide_rational(task, row[p], unit[p], b)
+            added = (sign > 0).sum(1), (sign > 0).any(1), (sign == 0).sum(1), breaks
+            for total_count, new in zip(counts, added, strict=True):
+                np.add.at(total_count, row, new)
     return hits, refined, tangencies, rechecked
 
 
-def _screen_slab(task: Problem, planes, rate, start: int, slab: int, scalar: bool):
-    rows = slice(start, start + slab)
-    shift = None if task.shift is None else task.shift[rows]
-    radius = task.radius[rows, :1] if scalar else task.radius[rows]
-    with jax.enable_x64(True):
-        return _screen(*planes, task.anchor[rows], shift, radius, rate, scalar=scalar)
+def _launched_ahead(launch: Callable, items: Iterable, depth: int) -> Iterator:
+    """launch(item) for every item, in order, ``depth`` launches ahead of the result in use.
+
+    jax works on what was launched while the host uses the result.
+    """
+    waiting = deque()
+    for item in items:
+        waiting.append(launch(item))
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
 
 
-def _true_entries(mask: np.ndarray) -> np.ndarray:
-    """np.flatnonzero of a mostly false mask, eight entries at a look."""
-    flat = mask.ravel()
-    whole = len(flat) // 8 * 8
-    groups = np.flatnonzero(flat[:whole].view(np.uint64))
-    near = (8 * groups[:, None] + np.arange(8)).ravel()
-    return np.concatenate([near[flat[near]], whole + np.flatnonzero(flat[whole:])])
-
-
-def _decide_blocks(task: Problem, blocks: np.ndarray, rows: np.ndarray, counts: Any) -> None:
-    """Adds what the screening left out: pairs of a block of units and a window, sorted by block."""
-    hits, refined, tangencies, rechecked = counts
-    padding = ((0, -task.sizes[1] % BLOCK), (0, 0))
-    normal = np.pad(task.normal[0], padding)
-    offset = np.pad(task.offset[0], padding).reshape(-1, BLOCK, task.sizes[2])
-    norm = size_of(normal).reshape(-1, BLOCK)
-    step = max(1, (1 << 21) // (task.anchor.shape[1] + BLOCK * task.sizes[2]))
-    for start in range(0, len(rows), step):
-        block, row = blocks[start : start + step], rows[start : start + step]
-        moved, size = displacement(task, row)
-        projected, reach = np.empty((2, len(row), BLOCK))
-        spread = np.empty(len(row))
-        edges = np.flatnonzero(np.diff(block, prepend=-1, append=-1))
-        for low, high in pairwise(edges):
-            units = normal[block[low] * BLOCK :][:BLOCK]
-            projected[low:high] = moved[low:high] @ units.T
-            reach[low:high], spread[low:high] = _reach(task, units, row[low:high])
-        value = projected[..., None] - offset[block]
-        sign = _proven_signs(task, value, reach, size + spread, norm[block], offset[block])
-        for p, u, b in np.argwhere(sign == 0):
-            sign[p, u, b] = _decide_rational(task, row[p], block[p] * BLOCK + u, b)
-        hit = sign > 0
-        np.add.at(hits, row, hit.sum((1, 2)))
-        np.add.at(refined, row, hit.any(2).sum(1))
-        np.add.at(tangencies, row, (sign == 0).sum((1, 2)))
-        np.add.at(rechecked, row, (norm[block] > 0).sum(1) * task.sizes[2])
+def _set_bits(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(step, row, unit) of the bits set in words (steps, blocks, rows), some words at a time."""
+    flat = words.ravel()
+    whole = len(flat) // 4 * 4
+    groups = np.flatnonzero(flat[:whole].view(np.uint64) != 0)  # few: four words at a look
+    near = (4 * groups[:, None] + np.arange(4)).ravel()
+    nonzero = np.concatenate([near[flat[near] > 0], whole + np.flatnonzero(flat[whole:])])
+    for start in range(0, len(nonzero), _WORDS):
+        entries = nonzero[start : start + _WORDS]
+        entry, bit = np.nonzero(flat[entries][:, None] >> np.arange(_BLOCK, dtype=np.uint16) & 1)
+        step, block, row = np.unravel_index(entries[entry], words.shape)
+        yield step, row, block * _BLOCK + bit
 
 
 def _starts(total: int, rows: int) -> np.ndarray:
@@ -243,84 +261,136 @@ def _starts(total: int, rows: int) -> np.ndarray:
     return np.minimum(np.arange(-(-total // rows)) * rows, total - rows)
 
 
-def _normalised_planes(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, bool, tuple]:
-    """The error rate, whether all windows are cubes, and the units divided by their reach."""
+def _screening_planes(task: Problem, dtype: np.dtype, scalar: bool) -> tuple:
+    """Units of Euclidean length 1, their reach per window radius, and the rounding rate.
+
+    Any tree of additions of the n terms of a dot product makes an error of at most u times the sum
+    of its |partial sums|, and a partial sum of terms that sum to v is at most (A + |v|) / 2,
+    A = sum |terms|. So without offsets, where |v| counts only near the reach, the rate of A +
+    reach is n u / 2, half of the usual gamma_n. (All rates: to first order, the rest is added.)
+    """
     units = task.sizes[1]
     d, k = task.anchor.shape[1], task.radius.shape[1]
     normal, offset = task.normal[0], task.offset[0]
-    slopes = abs(normal if task.basis is None else normal @ task.basis[0])
-    absent = ~normal.any(1)[:, None] | np.isinf(offset)
-    with np.errstate(all="ignore"):  # a slice parallel to a unit makes its row NaN: left open
-        inverse = np.where(normal.any(1), 1 / slopes.sum(1), 0.0)[:, None]
-        normal, slopes = normal * inverse, slopes * inverse
-        offset = np.where(absent, np.inf, offset * inverse)
-    padding = ((0, -units % BLOCK), (0, 0))
-    normal, slopes = np.pad(normal, padding), np.pad(slopes, padding)
-    offset = np.pad(offset, padding, constant_values=np.inf)
-    steep = np.nan_to_num(np.linalg.norm(normal, axis=1)).reshape(-1, BLOCK).max(1)
-    scalar = bool((task.radius == task.radius[:, :1]).all())
-    terms = min(d, _SEGMENT) + -(-d // _SEGMENT) + (0 if scalar else k) + 10
+    stretch = 1.0 if task.basis is None else size_of(task.basis[0].ravel())
+    with np.errstate(all="ignore"):  # what over- or underflows turns NaN: left open
+        inverse = 1 / size_of(normal)[:, None]
+        normal = np.where(normal.any(1, keepdims=True), normal * inverse, 0.0)
+        reach = abs(normal if task.basis is None else normal @ (task.basis[0] / stretch))
+        reach = reach.sum(1, keepdims=True) if scalar else reach
+        absent = ~normal.any(1, keepdims=True)
+        offset = np.where(absent | np.isinf(offset), np.inf, offset * inverse)
+        reach = np.where(absent, -np.inf, reach)
+    padding = ((0, -units % _BLOCK), (0, 0))
+    normal, offset = np.pad(normal, padding), np.pad(offset, padding)
+    reach = np.pad(reach, padding, constant_values=-np.inf)
     with np.errstate(over="ignore"):
-        planes = [a.astype(dtype) for a in (normal, slopes, offset, steep)]
-    planes[2] = planes[2] if offset.any() else None
-    point = task.point[0]
-    return np.asarray(exact.gamma(terms, dtype)), scalar, (*planes, point, task.basis)
+        normal, reach, offset = (a.astype(dtype) for a in (normal, reach, offset))
+    offset = offset if offset.any() else None
+    single = np.finfo(dtype).eps
+    additions = d * ((0.5 if offset is None else 1.0) + 2 * exact.gamma(d, dtype))
+    prepared = (d + k) * np.finfo(np.float64).eps / single
+    rate = exact.gamma(additions + (0 if scalar else k) + prepared + 16, dtype)
+    # The centres' precision is enough for a - p, given how far p is from what it becomes there.
+    kind = np.result_type(task.anchor.dtype, dtype)
+    point = task.point[0].astype(kind)
+    stray = size_of(task.point[0] - point)
+    basis = None if task.basis is None else task.basis[0]
+    return normal, reach, offset, point, stray, basis, stretch, np.asarray(rate, dtype)
 
 
-@partial(jax.jit, static_argnames="scalar")
-def _screen(normal, slopes, offset, steep, point, basis, anchor, shift, radius, rate, *, scalar):
-    """Proven decisions at working precision, ``BLOCK`` units and ``_ROWS`` windows at a time.
+@jax.jit
+def _screen(planes, windows):
+    """Proven decisions at working precision, ``_ROWS`` windows at a time.
 
-    Units come divided by their reach and windows are divided by their radius, so a hyperplane
-    refines iff |value| < 1 (< a reach of at most 1 where radii differ by axis). Per step of
-    windows: hits and refined units of the blocks without an open decision, (rows,) each, and the
-    blocks with one, (blocks, rows).
+    Units have length 1 and windows are divided by their radius: a hyperplane refines iff |value| <
+    reach. Per step of windows: hits and refined units among the units without an open decision,
+    (rows,) each, and the units with one as bits of words (blocks, rows).
     """
-    blocks, dtype = normal.shape[0] // BLOCK, normal.dtype
+    normal, reach, offset, point, stray, basis, stretch, rate = planes
+    anchor, shift, radius = windows
+    blocks, dtype = normal.shape[0] // _BLOCK, normal.dtype
     breaks = 1 if offset is None else offset.shape[1]
-    total, rows = anchor.shape[0], min(_ROWS, anchor.shape[0])
+    total, d = anchor.shape
+    rows = min(_ROWS, total)
     dot = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    bit = (1 << np.arange(_BLOCK, dtype=np.int32))[:, None]
+
+    largest = radius.max(1, keepdims=True)
+    inverse = 1 / (largest * stretch)
+    # Where a number is NaN both comparisons with it are False, which leaves the decision open.
+    inverse = jnp.where((inverse < _HUGE) & (inverse > 1 / _HUGE), inverse, jnp.nan)
+    least = (rate * np.sqrt(d) + stray * inverse[:, 0]).astype(dtype)
+    factor = inverse.astype(dtype)
 
     def step(start):
-        take = lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows).astype(float)  # noqa: E731
-        moved, axes = take(anchor) - point, take(radius)
-        largest = axes.max(1, keepdims=True)
-        size = jnp.linalg.norm(moved / largest, axis=1, keepdims=True)
+        take = lambda a: jax.lax.dynamic_slice_in_dim(a, start, rows)  # noqa: E731
+        moved = take(anchor).astype(point.dtype) - point
+        scaled = moved * take(inverse).astype(point.dtype)
+        size = jnp.linalg.norm(scaled.astype(dtype), axis=1)
         if shift is not None:
-            moved = moved + dot(take(shift), basis[0].T)
-            terms = dot(abs(take(shift)), abs(basis[0]).T) / largest
-            size = size + jnp.linalg.norm(terms, axis=1, keepdims=True)
-        across = lambda a: a.astype(dtype).T  # noqa: E731
-        projected = _segmented_dot(normal, across(moved / largest), dot)
-        # |error| <= rate (|terms| + 2): an offset that exceeds the terms by more than 2 misses.
-        slop = (steep[:, None] * across(rate * size) + across(2 * rate))[:, None]
-        slop = jnp.where(slop < 0.5, slop, jnp.nan)  # no decision where the bound is useless
-        reach = 1.0
-        if not scalar:
-            reach = dot(slopes, across(axes / largest)).reshape(blocks, BLOCK, rows)
-        # Kept from being fused into, and computed again for, every pair.
-        low, high = jax.lax.optimization_barrier((reach - slop, reach + slop))
-        bits, refined = 0, False
+            scaled = scaled + dot(take(shift) * take(inverse), basis.T)
+            terms = dot(abs(take(shift)) * take(inverse), abs(basis).T).astype(dtype)
+            size = size + jnp.linalg.norm(terms, axis=1)
+        proportional = jnp.where(size < _HUGE, rate * size, jnp.nan)
+        # As a reduction, which is not fused into, and computed again for, every pair.
+        slack = jnp.stack([proportional, take(least)]).sum(0)
+        projected = dot(normal, scaled.astype(dtype).T)
+        span = reach
+        if reach.shape[1] > 1:
+            span = dot(reach, take(radius / largest).astype(dtype).T)
+        hit, decided = 0, True
         for b in range(breaks):
-            value = projected
-            if offset is not None:
-                value = projected - offset[:, b, None] * across(1 / largest)
-            value = abs(value).reshape(blocks, BLOCK, rows)
-            # Both comparisons are False for NaN, which so stays open.
-            miss = jnp.where(value >= high, _DECIDED, np.int32(0))
-            bits = bits + jnp.where(value < low, _DECIDED | _HIT, miss)
-            refined = refined | (value < low)
-        packed = jnp.sum(bits, 1, dtype=np.int32)  # x64 would widen it
-        settled = packed >> 16 == BLOCK * breaks
-        hits = jnp.where(settled, packed & 0xFFFF, 0).sum(0)
-        units = hits if breaks == 1 else jnp.where(settled, jnp.sum(refined, 1), 0).sum(0)
-        return hits, units, ~settled
+            value = (
+                projected if offset is None else projected - offset[:, b, None] * take(factor)[:, 0]
+            )
+            excess = (abs(value) - span).reshape(blocks, _BLOCK, rows)
+            refines = excess < -slack
+            hit = hit + jnp.where(refines, _HIT, np.int32(0))
+            decided = decided & (refines | (excess >= slack))
+        words = jnp.sum(jnp.where(decided, hit, bit), 1, dtype=np.int32)
+        hits = jnp.sum(words >> _BLOCK, 0, dtype=np.int32)
+        refined = hits
+        if breaks > 1:
+            refined = jnp.sum(decided & (hit > 0), (0, 1), dtype=np.int32)
+        return hits, refined, (words & (_HIT - 1)).astype(np.uint16)
 
     return jax.lax.map(step, jnp.asarray(_starts(total, rows)))
 
 
-def _segmented_dot(normal, moved, dot):
-    """A product whose rounding bound grows with the segment, not with the whole contraction."""
-    edges = range(0, normal.shape[1], _SEGMENT)
-    parts = [dot(normal[:, e : e + _SEGMENT], moved[e : e + _SEGMENT]) for e in edges]
-    return reduce(jnp.add, parts)
+def _pair_planes(task: Problem, scalar: bool) -> tuple:
+    """float64: normals, B'w, |B'w| and |B|'|w|, the last two summed where windows are cubes."""
+    normal = task.normal[0]
+    basis = None if task.basis is None else task.basis[0]
+    slopes = normal if basis is None else normal @ basis
+    terms = abs(normal) if basis is None else abs(normal) @ abs(basis)
+    total = partial(np.sum, axis=1, keepdims=True) if scalar else np.asarray
+    signed = None if task.shift is None else (slopes, terms)
+    return normal, task.point[0], signed, total(abs(slopes)), total(terms)
+
+
+@jax.jit
+def _project_pairs(planes, windows, pairs, steps):
+    """float64 value without offset, reach and sum of |terms|, (3, S, P), of pairs (row, unit).
+
+    pairs: indices (2, S, P), of which the first ``steps`` of the S lists count.
+    """
+    normal, point, slopes, reach, bound = planes
+    anchor, shift, radius = windows
+
+    def one_step(i, out):
+        row, unit = pairs[:, i]
+        of_row, of_unit = (
+            partial(jnp.take, indices=index, axis=0, mode="clip") for index in (row, unit)
+        )
+        dot = partial(jnp.einsum, "pj,pj->p", precision="highest")
+        moved, weight = of_row(anchor).astype(float) - point, of_unit(normal)
+        value, size = dot(moved, weight), dot(abs(moved), abs(weight))
+        if shift is not None:
+            value = value + dot(of_row(shift), of_unit(slopes[0]))
+            size = size + dot(abs(of_row(shift)), of_unit(slopes[1]))
+        size = size + dot(of_row(radius), of_unit(bound))
+        some = jnp.stack([value, dot(of_row(radius), of_unit(reach)), size])
+        return out.at[:, i].set(some)
+
+    return jax.lax.fori_loop(0, steps, one_step, jnp.zeros((3, *pairs.shape[1:])))

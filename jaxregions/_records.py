@@ -46,8 +46,10 @@ def is_traced(*values: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(values))
 
 
-def as_array(value: Any, name: str) -> Any:
+def as_array(value: Any, name: str, *, keep_single: bool = False) -> Any:
     """value as an array: jax arrays stay as they are, everything else becomes NumPy float64.
+
+    NumPy float32 stays with ``keep_single``, for what is large: float64 would say nothing new.
 
     Raises:
       ValueError: not numeric, or (when its numbers can be seen) NaN in it.
@@ -59,7 +61,8 @@ def as_array(value: Any, name: str) -> Any:
             raise ValueError(f"{name}: expected numbers, received NaN")
         return value
     try:
-        array = np.asarray(value, np.float64)
+        single = keep_single and getattr(value, "dtype", None) == np.float32
+        array = np.asarray(value, np.float32 if single else np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected numbers, received {type(value).__name__}") from error
     if np.isnan(array).any():

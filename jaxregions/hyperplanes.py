@@ -84,8 +84,8 @@ class HitCounts(NamedTuple):
     tangencies: hyperplanes that meet the closed window and refine nothing (exact ties).
     undecided: decisions closer than their rounding bound; 0 unless the numbers were traced, when
         no exact decision is possible and the float one stands.
-    rechecked: decisions made again: all those of a block of units in which the screening
-        precision left one open.
+    rechecked: decisions made again: all those of a unit for which the screening precision left
+        one open.
     """
 
     hits: Any

@@ -20,7 +20,9 @@ class Window:
     through a batch centroid keeps the concurrency of BatchNorm's hyperplanes there exact. ``shift``
     are the slice coordinates of the centre, stored as float64.
 
-    The stored floats are the exact window: engines treat them as exact rationals.
+    The stored floats are the exact window: engines treat them as exact rationals. NumPy float32
+    centres are stored as they are (float64 would double their memory and say nothing new); exact
+    decisions convert them, which is exact.
 
     Args:
       center: (..., d).
@@ -43,7 +45,7 @@ class Window:
     shift: np.ndarray | None = None
 
     def __init__(self, center, radius, basis=None, anchor=None):
-        center = as_array(center, "center")
+        center = as_array(center, "center", keep_single=True)
         radius = as_array(radius, "radius")
         if center.ndim == 0:
             raise ValueError("center: expected shape (..., d), received a scalar")

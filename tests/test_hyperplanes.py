@@ -158,6 +158,40 @@ def test_overlapping_steps_and_slabs_count_every_window_once(monkeypatch, rows, 
     assert (counts.tangencies > 0).all()
 
 
+def test_single_precision_centres_count_as_their_double_copies():
+    # A point that float32 does not hold, and centres near it: float32 differences are rounded.
+    rng = np.random.default_rng(8)
+    point = 100 + rng.normal(size=24)
+    centers = (point + 0.1 * rng.normal(size=(300, 24))).astype(np.float32)
+    normal = rng.normal(size=(50, 24))
+    planes = Hyperplanes(normal, point, np.zeros((50, 1)))
+    single, double = jr.Window(centers, 0.02), jr.Window(centers.astype(np.float64), 0.02)
+    assert single.center.dtype == np.float32
+    value = np.longdouble(centers) - np.longdouble(point)
+    value = abs(value @ np.longdouble(normal).T)
+    expected = (value < 0.02 * abs(np.longdouble(normal)).sum(1)).sum(1)
+    for windows in (single, double):
+        np.testing.assert_array_equal(count_hits(planes, windows).hits, expected)
+        np.testing.assert_array_equal(refines(planes, windows).sum((1, 2)), expected)
+    assert 0 < expected.sum() < expected.size * 50
+
+
+@pytest.mark.parametrize("d", [3, 200])
+def test_screening_in_single_precision_decides_like_the_dense_path_with_offsets(d):
+    # Offsets larger than the terms, windows of all sizes, one unit along an axis.
+    rng = np.random.default_rng(d)
+    normal = rng.normal(size=(40, d)) * 10.0 ** rng.integers(-30, 30, (40, 1))
+    normal[0] = np.eye(d)[0]
+    size = np.linalg.norm(normal, axis=1, keepdims=True)
+    offset = size * rng.normal(size=(40, 3)) * [1.0, 1e4, 1e-4]
+    planes = Hyperplanes(normal, rng.normal(size=d), offset)
+    windows = jr.Window(rng.normal(size=(200, d)), 10.0 ** rng.uniform(-25, 3, 200))
+    sign = refines(planes, windows)
+    counts = count_hits(planes, windows)
+    np.testing.assert_array_equal(counts.hits, sign.sum((1, 2)))
+    np.testing.assert_array_equal(counts.units, sign.any(2).sum(1))
+
+
 def test_units_without_hyperplane_meet_nothing():
     normal, offset = np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[0.0, np.inf], [0.0, 1.0]])
     planes, window = Hyperplanes(normal, np.zeros(2), offset), jr.Window(np.zeros(2), 1.0)
