@@ -16,6 +16,7 @@ from jaxregions.engines.affine import maps, same_maps
 from jaxregions.engines.frontier import ENGINES, Limits, Status
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.records import Cells, hits, sign_bits
+from jaxregions.engines.signs import patterns
 from jaxregions.regions import prepared
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -165,7 +166,7 @@ def _assembled(
     affine: bool,
 ) -> Partition:
     inner = merging.witnesses(ledger, cells)
-    signs = merging.patterns(inner, len(tables))
+    signs = patterns(inner, len(tables))
     faces, complete = len(cells.window), status == Status.COMPLETE
     same = np.zeros(len(cells.left), bool)
     if complete and merging.has_contests(net):

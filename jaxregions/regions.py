@@ -14,6 +14,7 @@ from jaxregions._records import build, is_traced, record, require_finite
 from jaxregions.engines import frontier, merging
 from jaxregions.engines.affine import same_maps
 from jaxregions.engines.frontier import ENGINES, Limits, Status, Tally
+from jaxregions.engines.signs import patterns
 from jaxregions.tracing import CPAFunction, trace
 from jaxregions.windows import Window
 
@@ -103,7 +104,7 @@ def count_regions(
         same = np.zeros(len(cells.left), bool)
         here = np.unique(cells.window)
         if contests:
-            signs = merging.patterns(inner, len(net.stages))
+            signs = patterns(inner, len(net.stages))
             changes, hits = merging.contest_changes(net, cells, signs, len(part.status))
             same = ~changes
             part.hits[here] = hits[here]

@@ -1,8 +1,8 @@
 """The affine map of the function on each cell, and where two neighbours have the same.
 
 On a cell the map is known from k + 1 points of it: the witness and, for k of the corners, the
-middle between the two. Slopes whose enclosures are disjoint differ; the others are compared in
-rationals.
+middle between the two. Maps of which one fixed sum of the outputs has slopes with disjoint
+enclosures differ; the others are compared in rationals, output by output.
 """
 
 from __future__ import annotations
@@ -14,43 +14,41 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions import exact
-from jaxregions.engines.points import Ledger, U, Vertices, input_point, lift, point
+from jaxregions.engines.points import Ledger, U, input_point, lift, point
 from jaxregions.engines.records import Cells
-from jaxregions.engines.signs import evaluated_rows
+from jaxregions.engines.steps import in_steps, lifted
 from jaxregions.tracing import CPAFunction, bounded_outputs, exact_outputs, prepare
 
 __all__ = ["maps", "same_maps"]
 
 
-def _rows_outputs(net: CPAFunction, prepared: Any, x: Any, error: Any):
+def _rows_sums(net: CPAFunction, prepared: Any, x: Any, error: Any):
+    """sum_i (+-1) f_i at points, with error bounds; what differs in one sum differs."""
+
     def one(point, e):
-        out = bounded_outputs(prepared, point, e)
-        return tuple(jnp.concatenate([jnp.ravel(leaf[i]) for leaf in out]) for i in range(2))
+        value, bound = (
+            jnp.concatenate([jnp.ravel(leaf[i]) for leaf in bounded_outputs(prepared, point, e)])
+            for i in range(2)
+        )
+        weights = np.where(np.random.default_rng(0).random(value.size) < 0.5, -1.0, 1.0)
+        slack = exact.gamma(value.size + 2, np.float64)
+        bound = (jnp.sum(bound) + slack * jnp.sum(jnp.abs(value))) * (1 + 2 * slack)
+        return jnp.dot(weights, value), bound
 
     return jax.vmap(one)(x.reshape(-1, *net.input_shape), error)
 
 
-def _rows_maps(net: CPAFunction, x: Any, directions: Any):
+def _rows_maps(net: CPAFunction, x: Any, axes: Any, u: Any):
     def flat(point):
         leaves = jax.tree.leaves(net(point.reshape(net.input_shape)))
         return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
 
-    def one(point, axes):
-        value, slopes = jax.vmap(lambda axis: jax.jvp(flat, (point,), (axis,)))(axes)
-        return value[0], slopes.T
+    def one(point, directions, at):
+        value, along = jax.linearize(flat, point)
+        slope = jax.vmap(along, out_axes=1)(directions)
+        return slope, value - slope @ at
 
-    return jax.vmap(one)(x, directions)
-
-
-def _batched(step: Any, count: int, *rows: np.ndarray) -> list[np.ndarray]:
-    """step(*rows) in steps of few sizes, their outputs together."""
-    parts, start = [], 0
-    for size in evaluated_rows(count):
-        stop = min(start + size, count)
-        padded = [np.resize(r[start:stop], (size, *r.shape[1:])) for r in rows]
-        parts.append([np.asarray(v)[: stop - start] for v in step(*padded)])
-        start = stop
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+    return jax.vmap(one)(x, axes, u)
 
 
 def maps(inner: Ledger) -> tuple[np.ndarray, np.ndarray]:
@@ -58,28 +56,34 @@ def maps(inner: Ledger) -> tuple[np.ndarray, np.ndarray]:
 
     From Jacobian-vector products at the witness points; m: the flattened outputs.
     """
-    net, windows, u = inner.net, inner.windows, inner.vertices.u
-    count, k = u.shape
-    with jax.enable_x64(True):
-        x, _ = lift(windows, inner.vertices)
-        if windows.basis is None:
+    net, frame, every = inner.net, inner.frame, inner.vertices
+
+    def inputs(part):
+        at = every.rows(part)
+        x, _ = lift(frame, at)
+        count, k = at.u.shape
+        if frame.basis is None:
             axes = np.broadcast_to(np.eye(k), (count, k, k))
         else:
-            basis = np.asarray(windows.basis, np.float64)
-            basis = basis if basis.ndim == 2 else basis[inner.vertices.window]
+            basis = frame.basis if frame.basis.ndim == 2 else frame.basis[at.window]
             axes = np.broadcast_to(np.swapaxes(basis, -1, -2), (count, k, x.shape[1]))
-        value, slope = _batched(net.jitted(_rows_maps), count, x, axes)
-    return slope, value - np.einsum("fmk,fk->fm", slope, u)
+        return x, axes, at.u
+
+    with jax.enable_x64(True):
+        slope, intercept = in_steps(net.jitted(_rows_maps), every.size, inputs)
+    return slope, intercept
 
 
-def _outputs(inner: Ledger, u: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs (F, m) at points of the cells and the bounds on their errors."""
+def _sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A signed sum of the outputs (F,) at float64 points and the bounds on its error."""
     net = inner.net
-    at = Vertices(u, error, *inner.vertices[2:])
-    step = net.jitted(_rows_outputs)
+    at = inner.vertices._replace(u=u, error=np.zeros(len(u)))
+    step = net.jitted(_rows_sums)
     with jax.enable_x64(True):
         prepared = prepare(net)
-        value, bound = _batched(lambda x, e: step(prepared, x, e), len(u), *lift(inner.windows, at))
+        value, bound = in_steps(
+            lambda x, e: step(prepared, x, e), len(u), lambda part: lifted(inner, at, part)
+        )
     return value, bound
 
 
@@ -96,7 +100,7 @@ def same_maps(ledger: Ledger, inner: Ledger, cells: Cells, known: np.ndarray) ->
     error[~cells.inside] = np.inf
     left, right = cells.left, cells.right
     apart = np.abs(slope[left] - slope[right]) > (error[left] + error[right]) * (1 + 8 * U)
-    open_ = np.flatnonzero(~known & ~apart.reshape(len(known), -1).any(axis=1))
+    open_ = np.flatnonzero(~known & ~apart.any(axis=1))
     ledger.decisions += len(known)
     ledger.settled_exactly += len(open_)
     found: dict[int, np.ndarray] = {}
@@ -129,15 +133,14 @@ def _spanning(ledger: Ledger, cells: Cells) -> list[np.ndarray]:
 
 
 def _enclosed_slopes(inner: Ledger, points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes (F, m, k) of the map through the values at k + 1 points, and their error bounds."""
-    none = np.zeros(len(points[0]))
-    values, bounds = zip(*(_outputs(inner, u, none) for u in points), strict=True)
+    """Slopes (F, k) of one signed sum of the outputs from k + 1 points, and their error bounds."""
+    values, bounds = zip(*(_sums(inner, u) for u in points), strict=True)
     rise = [v - values[0] for v in values[1:]]
     spread = [
         b + bounds[0] + 2 * U * (np.abs(v) + np.abs(values[0]))
         for v, b in zip(values[1:], bounds[1:], strict=True)
     ]
-    step = [(u - points[0])[:, None, :] for u in points[1:]]
+    step = [u - points[0] for u in points[1:]]
     with np.errstate(all="ignore"):
         if len(step) == 1:
             (s,) = step

@@ -311,6 +311,8 @@ def _settle(ledger, signs, stage, rim, chords, pairs, incidences, unsettled):
             left = left[~hit]
     order = np.arange(len(on))
     for run in runs:
+        if (node[pair[run]] == node[pair[run[0]]]).all():
+            continue
         spots = [tuple(place[int(node[p])]) for p in pair[run]]
         chord = int(on[run[0]])
         ends = [

@@ -62,6 +62,9 @@ class Tally(NamedTuple):
     decisions: np.ndarray
 
 
+WINDOW_COLUMNS = ("by_stage", "hits", "bound", "status")
+
+
 def explore(
     net: CPAFunction,
     windows: Window,
@@ -92,7 +95,7 @@ def explore(
             stop = min(start + size, count)
             group = windows[np.arange(start, stop)]
             ledger = Ledger(net, group, corners(group))
-            part = Tally(*(v[start:stop] for v in tally[:4]), tally.decisions)
+            part = tally._replace(**{n: getattr(tally, n)[start:stop] for n in WINDOW_COLUMNS})
             _group(ledger, part, limits, finish, start, watch, int((tally.status >= 0).sum()))
             tally.decisions[:] += ledger.decisions, ledger.settled_exactly
             each = ledger.vertices.size / (stop - start)
@@ -144,15 +147,16 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
     layer, windows = ledger.net.stages[stage], len(tally.status)
     rows = max(1, BYTES // (9 * max(layer.size, 1)))
     stops = np.linspace(0, mesh.faces, 1 - (-mesh.size // rows)).astype(int)
-    children, bits = np.ones(mesh.faces, np.int64), None
+    children = np.ones(mesh.faces, np.int64)
+    bits = np.zeros((3, windows, -(-layer.size // 64)), np.uint64)
     for low, high in zip(stops[:-1].tolist(), stops[1:].tolist(), strict=True):
         if low > 0 and time.monotonic() > limits.deadline:
             break
         part = mesh if high - low == mesh.faces else engine.restricted(mesh, low, high)
         cuts = engine.counted(ledger, part, stage)
         children[low:high] = cuts.children
-        more = sign_bits(cuts, windows)
-        bits, done = more if bits is None else bits | more, high
+        bits |= sign_bits(cuts, windows)
+        done = high
     _record(tally, mesh, stage, children, hits(bits, layer.unit))
     left = np.unique(mesh.window[done:])  # out of time before these were finished
     tally.by_stage[left, stage], tally.hits[left, stage] = 0, -1

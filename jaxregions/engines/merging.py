@@ -1,4 +1,4 @@
-"""Exact signs on whole cells, and which neighbouring cells have the same maximisers."""
+"""Points inside cells, and which neighbouring cells have the same maximisers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from scipy.sparse.csgraph import connected_components
 
 from jaxregions.engines.points import CORNER, Ledger, U, Vertices, point
 from jaxregions.engines.records import Cells
-from jaxregions.engines.signs import evaluate
 from jaxregions.tracing import CPAFunction, fixed_signs
 
-__all__ = ["contest_changes", "has_contests", "joined", "patterns", "per_window", "witnesses"]
+__all__ = ["contest_changes", "has_contests", "joined", "per_window", "witnesses"]
 
 
 def joined(cells: Cells, same: np.ndarray) -> np.ndarray:
@@ -47,15 +46,6 @@ def _spread(ledger: Ledger, cells: Cells) -> np.ndarray:
     )
     corners = np.diff(cells.start)
     return (error + (corners + 2) * 2 * U * size) * (1 + 8 * U)
-
-
-def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:
-    """Per stage, of the first ``stages``, the exact signs (F, size) int8 on every cell.
-
-    0: the switching value vanishes on the whole cell.
-    """
-    every = np.arange(inner.vertices.size)
-    return [evaluate(inner, every, s).dense() for s in range(stages)]
 
 
 def has_contests(net: CPAFunction) -> bool:

@@ -52,8 +52,25 @@ class Vertices(NamedTuple):
     def size(self) -> int:
         return len(self.error)
 
+    def rows(self, index: Any) -> Vertices:
+        return Vertices(*(column[index] for column in self))
+
     def extended(self, *more: Vertices) -> Vertices:
         return Vertices(*map(np.concatenate, zip(self, *more, strict=True)))
+
+
+class Frame(NamedTuple):
+    """x = origin + basis (shift + u), per window; basis None: x = origin + u.
+
+    base: (W,) largest |origin_j|. spread, reach: largest row sum and entry of |basis|.
+    """
+
+    origin: np.ndarray
+    basis: np.ndarray | None
+    shift: np.ndarray | None
+    base: np.ndarray
+    spread: Any
+    reach: Any
 
 
 Key = int | tuple  # a vertex, or (stage, entry, key of the tail, key of the head)
@@ -66,10 +83,14 @@ class Ledger:
     net: CPAFunction
     windows: Window  # one leading axis
     vertices: Vertices
+    frame: Frame = dataclasses.field(init=False)
     points: dict[Key, np.ndarray] = dataclasses.field(default_factory=dict)
     known: dict[tuple[Key, int], np.ndarray] = dataclasses.field(default_factory=dict)
     decisions: int = 0
     settled_exactly: int = 0
+
+    def __post_init__(self):
+        self.frame = frame_of(self.windows)
 
 
 def corners(windows: Window) -> Vertices:
@@ -128,31 +149,37 @@ def between(vertices: Vertices, tail, head, t, error, stage: int, entry) -> Vert
     )
 
 
-def lift(windows: Window, vertices: Vertices) -> tuple[np.ndarray, np.ndarray]:
-    """Input points (V, d) of vertices and the bound (V,) on the error of every coordinate."""
-    u, w = vertices.u, vertices.window
+def frame_of(windows: Window) -> Frame:
+    """What turns slice coordinates into input points, in float64, computed once."""
     center = np.asarray(windows.center, np.float64)
     if windows.basis is None:
-        x = center[w] + u
-        return x, vertices.error * (1 + 4 * U) + U * np.abs(x).max(axis=1)
+        return Frame(center, None, None, np.abs(center).max(axis=1), 0.0, 0.0)
     basis = np.asarray(windows.basis, np.float64)
-    error = vertices.error
-    if windows.anchor is None:
-        origin = center
-    else:
-        origin = np.asarray(windows.anchor, np.float64)
-        u = windows.shift[w] + u
+    origin, shift = center, None
+    if windows.anchor is not None:
+        origin, shift = np.asarray(windows.anchor, np.float64), np.asarray(windows.shift)
+    size = np.abs(basis)
+    spread, reach = size.sum(axis=-1).max(axis=-1), size.max(axis=(-2, -1))
+    return Frame(origin, basis, shift, np.abs(origin).max(axis=1), spread, reach)
+
+
+def lift(frame: Frame, vertices: Vertices) -> tuple[np.ndarray, np.ndarray]:
+    """Input points (V, d) of vertices and the bound (V,) on the error of every coordinate."""
+    u, w, error = vertices.u, vertices.window, vertices.error
+    if frame.basis is None:
+        x = frame.origin[w] + u
+        return x, (error + U * np.abs(x).max(axis=1)) * (1 + 4 * U)
+    if frame.shift is not None:
+        u = frame.shift[w] + u
         error = error + U * np.abs(u).max(axis=1)
-    if basis.ndim == 2:
-        x, spread, reach = u @ basis.T, np.abs(basis).sum(axis=1).max(), np.abs(basis).max()
+    if frame.basis.ndim == 2:
+        x, spread, reach = u @ frame.basis.T, frame.spread, frame.reach
     else:
-        size = np.abs(basis)
-        x = np.einsum("vdk,vk->vd", basis[w], u)
-        spread, reach = size.sum(axis=2).max(axis=1)[w], size.max(axis=(1, 2))[w]
-    base = np.abs(origin).max(axis=1)[w]
-    x += origin[w]
-    k = u.shape[1]
-    rounding = exact.gamma(k + 2, np.float64) * (base + reach * np.abs(u).sum(axis=1))
+        x = (frame.basis[w] @ u[..., None])[..., 0]
+        spread, reach = frame.spread[w], frame.reach[w]
+    x += frame.origin[w]
+    size = frame.base[w] + reach * np.abs(u).sum(axis=1)
+    rounding = exact.gamma(u.shape[1] + 2, np.float64) * size
     return x, (spread * error + rounding) * (1 + 8 * U) + np.finfo(np.float64).tiny
 
 
@@ -201,4 +228,6 @@ def input_point(windows: Window, row: int, u: np.ndarray) -> np.ndarray:
     basis = exact.rationals(windows.basis if windows.basis.ndim == 2 else windows.basis[row])
     if windows.anchor is None:
         return exact.rationals(windows.center[row]) + basis @ u
-    return exact.rationals(windows.anchor[row]) + basis @ (exact.rationals(windows.shift[row]) + u)
+    return exact.rationals(windows.anchor[row]) + basis @ (
+        exact.rationals(np.asarray(windows.shift)[row]) + u
+    )

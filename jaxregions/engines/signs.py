@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxregions.engines.points import Ledger, U, Vertices, lift, values
+from jaxregions.engines.points import Ledger, U, values
+from jaxregions.engines.steps import in_steps, lifted
 from jaxregions.tracing import CPAFunction, bounded_values, prepare
 
-__all__ = ["Signs", "evaluate", "evaluated_rows", "one_bits"]
+__all__ = ["Signs", "evaluate", "one_bits", "patterns"]
 
-ROWS = (64, 512, 4096)  # points in one jitted step; few sizes, few compilations
 UNDECIDED = 2
 
 
@@ -43,61 +43,71 @@ class Signs(NamedTuple):
         return one.astype(np.int8) - other.astype(np.int8)
 
 
-def _point_signs(prepared: Any, x: Any, error: Any, stage: int) -> tuple[Any, Any, Any, Any]:
-    value, bound = bounded_values(prepared, x, error, stage)
+def _sign(value: Any, bound: Any) -> Any:
     sign = jnp.where(value > bound, 1, jnp.where(value < -bound, -1, UNDECIDED))
-    sign = jnp.where((value == 0) & (bound == 0), 0, sign).astype(jnp.int8)
-    return value, jnp.max(bound, initial=0.0), sign, jnp.any((sign == 0) | (sign == UNDECIDED))
+    return jnp.where((value == 0) & (bound == 0), 0, sign).astype(jnp.int8)
 
 
 def _rows_signs(net: CPAFunction, prepared: Any, x: Any, error: Any, stage: int):
-    x = x.reshape(-1, *net.input_shape)
-    return jax.vmap(lambda p, e: _point_signs(prepared, p, e, stage))(x, error)
+    def one(point, e):
+        value, bound = bounded_values(prepared, point, e, stage)
+        sign = _sign(value, bound)
+        odd = jnp.any((sign == 0) | (sign == UNDECIDED))
+        return value, jnp.max(bound, initial=0.0), sign, odd
+
+    return jax.vmap(one)(x.reshape(-1, *net.input_shape), error)
 
 
-def evaluated_rows(count: int) -> list[int]:
-    """Sizes of the steps that cover ``count`` rows, most rows first."""
-    sizes = []
-    for size in ROWS[::-1]:
-        sizes += [size] * (count // size)
-        count %= size
-    return sizes + [ROWS[0]] * (count > 0)
+def _rows_patterns(net: CPAFunction, prepared: Any, x: Any, error: Any, stages: int):
+    def one(point, e):
+        return [_sign(*bounded_values(prepared, point, e, s)) for s in range(stages)]
+
+    return jax.vmap(one)(x.reshape(-1, *net.input_shape), error)
 
 
 def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
     """Values and exact signs of the stage at these vertices; undecided signs in rationals."""
-    net, vertices = ledger.net, Vertices(*(column[ids] for column in ledger.vertices))
-    count, entries = len(ids), net.stages[stage].size
+    net, count = ledger.net, len(ids)
     step = net.jitted(_rows_signs, static=(3,))
-    value, sign = np.empty((count, entries)), np.empty((count, entries), np.int8)
-    error, odd = np.empty(count), np.empty(count, bool)
-    pending, start = [], 0
     with jax.enable_x64(True):
         prepared = prepare(net)
-        for rows in evaluated_rows(count):
-            stop = min(start + rows, count)
-            part = Vertices(*(column[start:stop] for column in vertices))
-            x, e = lift(ledger.windows, part)
-            if stop - start < rows:
-                x = np.concatenate([x, np.zeros((rows - len(x), x.shape[1]))])
-                e = np.concatenate([e, np.zeros(rows - len(e))])
-            pending.append((start, stop, step(prepared, x, e, stage)))
-            start = stop
-        for start, stop, out in pending:
-            for target, part in zip((value, error, sign, odd), out, strict=True):
-                target[start:stop] = np.asarray(part)[: stop - start]
-    ledger.decisions += count * entries
-    for row in np.flatnonzero(odd):
-        undecided = sign[row] == UNDECIDED
-        if undecided.any():
-            known = values(ledger, int(ids[row]), stage)
-            ledger.settled_exactly += int(undecided.sum())
-            sign[row] = [(v > 0) - (v < 0) for v in known]
-            value[row] = [float(v) if isinstance(v, int) else _float(v) for v in known]
-            error[row] = 2 * U * np.abs(value[row]).max(initial=np.finfo(float).tiny)
+
+        def rows(x, error):
+            return step(prepared, x, error, stage)
+
+        vertices = ledger.vertices.rows(ids)
+        value, error, sign, odd = in_steps(rows, count, lambda part: lifted(ledger, vertices, part))
+    ledger.decisions += sign.size
     rows = np.flatnonzero(odd)
+    for row in rows.tolist():
+        undecided = int((sign[row] == UNDECIDED).sum())
+        if undecided:
+            known = values(ledger, int(ids[row]), stage)
+            ledger.settled_exactly += undecided
+            sign[row] = [(v > 0) - (v < 0) for v in known]
+            value[row] = [_float(v) for v in known]
+            error[row] = 2 * U * np.abs(value[row]).max(initial=np.finfo(float).tiny)
     at, entry = np.nonzero(sign[rows] == 0)
     return Signs(ids, value, error, _packed(sign > 0), _packed(sign < 0), rows[at], entry)
+
+
+def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:
+    """Per stage, of the first ``stages``, the exact signs (V, size) int8 at every vertex."""
+    net, every = inner.net, inner.vertices
+    step = net.jitted(_rows_patterns, static=(3,))
+    with jax.enable_x64(True):
+        prepared = prepare(net)
+
+        def rows(x, error):
+            return step(prepared, x, error, stages)
+
+        found = in_steps(rows, every.size, lambda part: lifted(inner, every, part))
+    for stage, sign in enumerate(found):
+        inner.decisions += sign.size
+        for row in np.flatnonzero((sign == UNDECIDED).any(axis=1)).tolist():
+            inner.settled_exactly += int((sign[row] == UNDECIDED).sum())
+            sign[row] = [(v > 0) - (v < 0) for v in values(inner, row, stage)]
+    return found
 
 
 def _float(value: Any) -> float:

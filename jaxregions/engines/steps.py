@@ -1,0 +1,65 @@
+"""Many points through one jitted function: steps of few sizes, so that few are compiled."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxregions.engines.points import Ledger, Vertices, lift
+
+__all__ = ["in_steps", "lifted"]
+
+ROWS = (128, 1024)  # points in one step
+AHEAD = 2  # steps that run while the next is prepared
+
+
+def _sizes(count: int) -> list[int]:
+    """Sizes of the steps that cover ``count`` points, the large ones first."""
+    sizes = []
+    for size in ROWS[::-1]:
+        sizes += [size] * (count // size)
+        count %= size
+    return sizes + [ROWS[0]] * (count > 0)
+
+
+def in_steps(
+    function: Callable[..., Any], count: int, inputs: Callable[[slice], tuple[np.ndarray, ...]]
+) -> list[np.ndarray]:
+    """The outputs of function(*inputs), NumPy arrays of ``count`` rows.
+
+    Args:
+      function: jitted, all inputs and outputs (a tuple or list) with one row a point.
+      inputs: the rows of a slice.
+    """
+    out: list[np.ndarray] = []
+    running: deque[tuple[slice, Any]] = deque()
+
+    def fetch():
+        part, results = running.popleft()
+        if not out:
+            out.extend(np.empty((count, *r.shape[1:]), r.dtype) for r in results)
+        for target, result in zip(out, results, strict=True):
+            target[part] = np.asarray(result)[: part.stop - part.start]
+
+    start = 0
+    for size in _sizes(count):
+        part = slice(start, min(start + size, count))
+        rows = inputs(part)
+        if part.stop - start < size:
+            rows = tuple(np.resize(r, (size, *r.shape[1:])) for r in rows)
+        running.append((part, jax.tree.leaves(function(*rows))))
+        start = part.stop
+        if len(running) > AHEAD:
+            fetch()
+    while running:
+        fetch()
+    return out
+
+
+def lifted(ledger: Ledger, vertices: Vertices, part: slice) -> tuple[np.ndarray, np.ndarray]:
+    """Input points of some vertices and the bounds on their errors."""
+    return lift(ledger.frame, vertices.rows(part))
