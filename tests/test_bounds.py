@@ -227,6 +227,36 @@ def test_constant_pieces_are_exact():
     assert np.asarray(out.values).tolist() == np.asarray(out.bound).tolist() == [0.0, 0.0]
 
 
+def test_what_follows_from_a_known_zero_is_exact():
+    # At x0 = 1/3, which no float is, unit 0 is exactly zero and unit 1 is dead: they tie.
+    rows = np.array([[3.0, 0.0], [1.0, 0.0]])
+    net = jr.trace(lambda x: jnp.max(jax.nn.relu(rows @ x - np.array([1.0, 9.0]))), np.zeros(2))
+    x, error = np.array([1 / 3, 0.2]), 1e-15
+    prepared = bounds.prepare(net)
+    with jax.enable_x64(True):
+        found = {
+            k: bounds.bounded_values(prepared, x, error, 1, jnp.asarray(k))
+            for k in ((-1, -1), (0, -1), (1, -1))
+        }
+    assert [v.bound[0] > 0 for v in found.values()] == [True, False, True]
+    assert found[0, -1].values[0] == 0
+
+
+def test_known_zeros_beside_breakpoints_that_are_not_zero():
+    net = jr.trace(
+        lambda x: jnp.max(jnp.clip(x, -0.1, 0.3), keepdims=True), np.zeros(3)
+    )  # entries: x + 0.1, then x - 0.3
+    upper = net.switching_values(np.array([0.3, 0.0, 0.0]))[0]
+    number = int(np.argmin(np.abs(np.asarray(upper))))
+    x = np.array([0.3 + 1e-9, 0.4, 0.5])
+    prepared = bounds.prepare(net)
+    with jax.enable_x64(True):
+        tie = bounds.bounded_values(prepared, x, 1e-8, 1, jnp.asarray([number]))
+    exact_tie = rational.exact_values(net, np.array([0.3, 0.4, 0.5]), 1)
+    assert all(v == 0 for v in exact_tie)
+    assert (np.abs(tie.values) <= tie.bound).all()
+
+
 def test_outputs():
     net = jr.trace(mlp(jax.nn.relu, (3, 7, 6, 2)), np.zeros(3))
     x = RNG(13).normal(size=3)

@@ -29,7 +29,7 @@ def witnesses(ledger: Ledger, cells: Cells) -> Ledger:
     """
     none = np.full(len(cells.window), CORNER)
     error = np.where(cells.inside, 0.0, _spread(ledger, cells))
-    at = Vertices(cells.witness, error, cells.window, none, none, none, none)
+    at = Vertices(cells.witness, error, cells.window, none, none, none, none, none)
     inner = Ledger(ledger.net, ledger.windows, at)
     for cell in np.flatnonzero(~cells.inside).tolist():
         corner = cells.corner[cells.start[cell] : cells.start[cell + 1]].tolist()

@@ -24,8 +24,8 @@ def refined(ledger: Ledger, mesh: Mesh, stage: int) -> tuple[Mesh, Cuts]:
     """The faces of the mesh cut by a stage; its new vertices are added to the ledger."""
     signs = evaluate(ledger, mesh.vertices, stage)
     edges, zeros, rim, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=True)
-    _, _, edge_of, _, tail, head = edges
-    fresh = new_vertices(ledger, signs, stage, (tail, head), zeros, rim, found, cross)
+    half, edge_of = edges
+    fresh = new_vertices(ledger, mesh, signs, stage, half, zeros, rim, found, cross)
     numbers = ledger.vertices.size + np.arange(fresh.size)
     ledger.vertices = ledger.vertices.extended(fresh)
     vertices = np.concatenate([mesh.vertices, numbers])
@@ -50,7 +50,7 @@ def _arrangement(ledger: Ledger, mesh: Mesh, signs: Signs, stage: int, *, geomet
     rim = chord.boundary(mesh, zeros, edge_of, forward)
     found = chord.find_chords(mesh, signs, zeros, rim, (half, twin))
     cross = chord.crossings(ledger, signs, stage, rim, found, geometry=geometry)
-    return (half, twin, edge_of, forward, tail, head), zeros, rim, found, cross
+    return (half, edge_of), zeros, rim, found, cross
 
 
 def _children(mesh: Mesh, found: chord.Chords, cross: chord.Crossings) -> np.ndarray:

@@ -24,12 +24,14 @@ __all__ = [
     "corners",
     "crossing",
     "lift",
+    "numbered",
     "point",
     "values",
 ]
 
 U = exact.unit_roundoff(np.float64)
 CORNER = -1
+REMEMBERED = 4096  # exact evaluations kept
 
 
 class Vertices(NamedTuple):
@@ -38,6 +40,8 @@ class Vertices(NamedTuple):
     error: (V,) the exact coordinates differ from u by at most this, each.
     window: (V,). stage, entry, tail, head: (V,) the zero of this switching value on the segment
     from vertex tail to vertex head; stage is CORNER for the corners of a window, which are exact.
+    line: (V,) a switching value, numbered through all stages, that vanishes there too; -1: none
+    known.
     """
 
     u: np.ndarray
@@ -47,6 +51,7 @@ class Vertices(NamedTuple):
     entry: np.ndarray
     tail: np.ndarray
     head: np.ndarray
+    line: np.ndarray
 
     @property
     def size(self) -> int:
@@ -103,7 +108,7 @@ def corners(windows: Window) -> Vertices:
     u = (signs * radii[:, None, :]).reshape(-1, windows.dimension)
     window = np.repeat(np.arange(len(radii)), len(signs))
     none = np.full(len(u), CORNER)
-    return Vertices(u, np.zeros(len(u)), window, none, none, none, none)
+    return Vertices(u, np.zeros(len(u)), window, none, none, none, none, none)
 
 
 def crossing(za: Any, zb: Any, error: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -129,8 +134,8 @@ def crossing(za: Any, zb: Any, error: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.where(lost, 0.5, t), np.where(lost, 1.0, np.minimum(bound, 1.0))
 
 
-def between(vertices: Vertices, tail, head, t, error, stage: int, entry) -> Vertices:
-    """New vertices at tail + t (head - tail), t known to within ``error``."""
+def between(vertices: Vertices, tail, head, t, error, stage: int, entry, line) -> Vertices:
+    """New vertices at tail + t (head - tail), t known to within ``error``, both on ``line``."""
     a, b = vertices.u[tail], vertices.u[head]
     step = b - a
     size = np.abs(step).max(axis=1)
@@ -146,7 +151,14 @@ def between(vertices: Vertices, tail, head, t, error, stage: int, entry) -> Vert
         np.asarray(entry),
         np.asarray(tail),
         np.asarray(head),
+        np.asarray(line),
     )
+
+
+def numbered(net: CPAFunction, stage: np.ndarray, entry: np.ndarray) -> np.ndarray:
+    """Switching values numbered through all stages; -1 where there is none."""
+    first = np.cumsum([0, *(s.size for s in net.stages)])
+    return np.where(stage >= 0, first[stage] + entry, CORNER)
 
 
 def frame_of(windows: Window) -> Frame:
@@ -215,6 +227,8 @@ def point(ledger: Ledger, key: Key) -> np.ndarray:
 def values(ledger: Ledger, key: Key, stage: int) -> np.ndarray:
     """The exact switching values of a stage at a vertex."""
     if (key, stage) not in ledger.known:
+        if len(ledger.known) >= REMEMBERED:
+            ledger.known.clear()
         x = input_point(ledger.windows, _window(ledger, key), point(ledger, key))
         x = x.reshape(ledger.net.input_shape)
         ledger.known[key, stage] = exact_values(ledger.net, x, stage)

@@ -72,6 +72,7 @@ def refined(ledger: Ledger, line: Line, stage: int) -> tuple[Line, Cuts]:
         zeros.error[zeros.first],
         stage,
         zeros.entry[zeros.first],
+        np.full(len(at), CORNER),
     )
     numbers = ledger.vertices.size + np.arange(fresh.size)
     ledger.vertices = ledger.vertices.extended(fresh)

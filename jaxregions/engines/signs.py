@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.engines.points import Ledger, U, values
-from jaxregions.engines.steps import in_steps, lifted
-from jaxregions.tracing import CPAFunction, bounded_values, prepare
+from jaxregions.engines.steps import in_steps, lifted, pinned
+from jaxregions.tracing import CPAFunction, bounded_values, is_slot, prepare
 
 __all__ = ["Signs", "evaluate", "one_bits", "patterns"]
 
@@ -48,14 +48,14 @@ def _sign(value: Any, bound: Any) -> Any:
     return jnp.where((value == 0) & (bound == 0), 0, sign).astype(jnp.int8)
 
 
-def _rows_signs(net: CPAFunction, prepared: Any, x: Any, error: Any, stage: int):
-    def one(point, e):
-        value, bound = bounded_values(prepared, point, e, stage)
+def _rows_signs(net: CPAFunction, prepared: Any, x: Any, error: Any, vanishing: Any, stage: int):
+    def one(point, e, pins):
+        value, bound = bounded_values(prepared, point, e, stage, pins)
         sign = _sign(value, bound)
         odd = jnp.any((sign == 0) | (sign == UNDECIDED))
         return value, jnp.max(bound, initial=0.0), sign, odd
 
-    return jax.vmap(one)(x.reshape(-1, *net.input_shape), error)
+    return jax.vmap(one)(x.reshape(-1, *net.input_shape), error, vanishing)
 
 
 def _rows_patterns(net: CPAFunction, prepared: Any, x: Any, error: Any, stages: int):
@@ -68,15 +68,21 @@ def _rows_patterns(net: CPAFunction, prepared: Any, x: Any, error: Any, stages: 
 def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
     """Values and exact signs of the stage at these vertices; undecided signs in rationals."""
     net, count = ledger.net, len(ids)
-    step = net.jitted(_rows_signs, static=(3,))
+    step = net.jitted(_rows_signs, static=(4,))
+    compares = any(is_slot(g.right) for g in net.stages[stage].groups)
+    vertices = ledger.vertices.rows(ids)
+
+    def inputs(part):
+        point = lifted(ledger, vertices, part)
+        return (*point, pinned(ledger, vertices, part)) if compares else point
+
     with jax.enable_x64(True):
         prepared = prepare(net)
 
-        def rows(x, error):
-            return step(prepared, x, error, stage)
+        def rows(x, error, vanishing=None):
+            return step(prepared, x, error, vanishing, stage)
 
-        vertices = ledger.vertices.rows(ids)
-        value, error, sign, odd = in_steps(rows, count, lambda part: lifted(ledger, vertices, part))
+        value, error, sign, odd = in_steps(rows, count, inputs)
     ledger.decisions += sign.size
     rows = np.flatnonzero(odd)
     for row in rows.tolist():

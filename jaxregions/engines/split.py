@@ -11,7 +11,7 @@ import numpy as np
 from jaxregions.engines.chords import Boundary, Chords, Crossings
 from jaxregions.engines.edges import Zeros, starts_of
 from jaxregions.engines.mesh import Mesh, from_cycles
-from jaxregions.engines.points import Ledger, Vertices, between
+from jaxregions.engines.points import Ledger, Vertices, between, numbered
 from jaxregions.engines.signs import Signs
 
 __all__ = ["new_vertices", "split"]
@@ -19,16 +19,18 @@ __all__ = ["new_vertices", "split"]
 
 def new_vertices(
     ledger: Ledger,
+    mesh: Mesh,
     signs: Signs,
     stage: int,
-    edges: tuple[np.ndarray, np.ndarray],
+    half: np.ndarray,
     zeros: Zeros,
     rim: Boundary,
     chords: Chords,
     cross: Crossings,
 ) -> Vertices:
-    """New vertices for the ledger: the zeros on edges, then the crossings."""
-    tail, head = (signs.ids[v] for v in edges)
+    """New vertices for the ledger: the zeros on edges (one half-edge each), then the crossings."""
+    tail = mesh.vertices[mesh.origin[half]]
+    head = mesh.vertices[mesh.origin[mesh.following[half]]]
     at = zeros.edge[zeros.first]
     on_edges = between(
         ledger.vertices,
@@ -38,6 +40,7 @@ def new_vertices(
         zeros.error[zeros.first],
         stage,
         zeros.entry[zeros.first],
+        numbered(ledger.net, mesh.stage[half[at]], mesh.entry[half[at]]),
     )
     grown = ledger.vertices.extended(on_edges)
     node = np.concatenate([signs.ids, ledger.vertices.size + np.arange(on_edges.size)])[rim.node]
@@ -49,6 +52,7 @@ def new_vertices(
         cross.error,
         stage,
         chords.entry[cross.other],
+        numbered(ledger.net, np.full(len(cross.on), stage), chords.entry[cross.on]),
     )
     return on_edges.extended(inside)
 

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxregions.engines.points import Ledger, Vertices, lift
+from jaxregions.engines.points import Ledger, Vertices, lift, numbered
 
-__all__ = ["in_steps", "lifted"]
+__all__ = ["in_steps", "lifted", "pinned"]
 
 ROWS = (128, 1024)  # points in one step
 AHEAD = 2  # steps that run while the next is prepared
@@ -63,3 +63,9 @@ def in_steps(
 def lifted(ledger: Ledger, vertices: Vertices, part: slice) -> tuple[np.ndarray, np.ndarray]:
     """Input points of some vertices and the bounds on their errors."""
     return lift(ledger.frame, vertices.rows(part))
+
+
+def pinned(ledger: Ledger, vertices: Vertices, part: slice) -> np.ndarray:
+    """(V, 2) the switching values that are known to vanish at some vertices, -1: none."""
+    own = numbered(ledger.net, vertices.stage[part], vertices.entry[part])
+    return np.stack([own, vertices.line[part]], axis=1).astype(np.int32)

@@ -4,6 +4,7 @@ from jaxregions.tracing.bounds import bounded_outputs, bounded_values, prepare
 from jaxregions.tracing.flatten import NotPiecewiseAffineError
 from jaxregions.tracing.network import CPAFunction, Stage, fixed_signs, trace
 from jaxregions.tracing.rational import exact_outputs, exact_values
+from jaxregions.tracing.walk import is_slot
 
 __all__ = [
     "CPAFunction",
@@ -14,6 +15,7 @@ __all__ = [
     "exact_outputs",
     "exact_values",
     "fixed_signs",
+    "is_slot",
     "prepare",
     "trace",
 ]

@@ -65,7 +65,9 @@ class Prepared:
 # Evaluation -------------------------------------------------------------------------------------
 
 
-def bounded_values(prepared: Prepared, x: Any, error: Any, stage: int) -> Bounded:
+def bounded_values(
+    prepared: Prepared, x: Any, error: Any, stage: int, vanishing: Any = None
+) -> Bounded:
     """The switching values of one stage at x, and how far they are from the exact ones.
 
         |values_i - v_i(x')| <= bound_i    for every x' with |x'_j - x_j| <= error,
@@ -78,6 +80,8 @@ def bounded_values(prepared: Prepared, x: Any, error: Any, stage: int) -> Bounde
       x: (*input_shape) float64.
       error: () >= 0, in units of x.
       stage: which stage.
+      vanishing: (K,) int, switching values known to be zero at x', numbered through all stages; -1:
+        none. What follows from them exactly, such as ties of dead units, is then exact.
 
     Raises:
       ValueError: x of another shape or precision.
@@ -86,7 +90,7 @@ def bounded_values(prepared: Prepared, x: Any, error: Any, stage: int) -> Bounde
     """
     groups = prepared.net.stages[stage].groups
     slots = [s for g in groups for s in (g.left, g.right) if is_slot(s)]
-    env = _evaluated(prepared, x, error, slots)
+    env = _evaluated(prepared, x, error, slots, vanishing)
     parts = [_difference(env, g, r) for g, r in zip(groups, prepared.rights[stage], strict=True)]
     return Bounded(*(jnp.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -105,7 +109,9 @@ def bounded_outputs(prepared: Prepared, x: Any, error: Any) -> list[Bounded]:
     return pairs
 
 
-def _evaluated(prepared: Prepared, x: Any, error: Any, slots: list[Slot]) -> dict[int, Tracked]:
+def _evaluated(
+    prepared: Prepared, x: Any, error: Any, slots: list[Slot], vanishing: Any = None
+) -> dict[int, Tracked]:
     program = prepared.net.program
     if jnp.shape(x) != prepared.net.input_shape or jnp.result_type(x) != jnp.float64:
         raise ValueError(
@@ -113,9 +119,43 @@ def _evaluated(prepared: Prepared, x: Any, error: Any, slots: list[Slot]) -> dic
             f"{jnp.shape(x)} in {jnp.result_type(x)}"
         )
     env = {program.input.index: _point(jnp.asarray(x), error)}
+    pins = {} if vanishing is None else _pins(prepared)
+    _pin(env, (program.input.index,), pins, vanishing)
     for i in _needed(program.steps, slots, {program.input.index}):
         _advance(env, program.steps[i], prepared.constants[i], prepared.extras[i])
+        _pin(env, program.steps[i].outputs, pins, vanishing)
     return env
+
+
+Pins = dict[int, list[tuple[np.ndarray, Tracked | None]]]
+
+
+def _pins(prepared: Prepared) -> Pins:
+    """Per slot the numbers of its switching values against constants, -2 elsewhere."""
+    pins: Pins = {}
+    first = 0
+    for stage, rights in zip(prepared.net.stages, prepared.rights, strict=True):
+        for group, right in zip(stage.groups, rights, strict=True):
+            rows = np.ones(group.left.shape, bool) if group.rows is None else group.rows
+            numbers = np.full(group.left.shape, -2)
+            numbers[rows] = first + np.arange(int(rows.sum()))
+            first += int(rows.sum())
+            if not is_slot(group.right):
+                pins.setdefault(group.left.index, []).append((numbers, right))
+    return pins
+
+
+def _pin(env: dict[int, Tracked], outputs: tuple[int, ...], pins: Pins, vanishing: Any) -> None:
+    """Where a switching value is known to vanish, its left side is its right side."""
+    for index in outputs:
+        for numbers, right in pins.get(index, []):
+            t = env[index]
+            hit = (numbers[..., None] == vanishing).any(-1)
+            right = Tracked(np.zeros(())) if right is None else right
+            own, other = (np.zeros(()) if e is None else e for e in (t.error, right.error))
+            env[index] = Tracked(
+                jnp.where(hit, right.value, t.value), jnp.where(hit, other, own), t.norm
+            )
 
 
 def _advance(env: dict[int, Tracked], step: Step, constants: Any, extra: Any) -> None:
