@@ -30,6 +30,7 @@ __all__ = [
     "rational",
     "rational_backend",
     "rationals",
+    "rounded",
     "solve",
     "unit_roundoff",
 ]
@@ -77,6 +78,12 @@ def key(x: Any) -> tuple[int, int]:
     return (
         (int(x.numerator), int(x.denominator)) if isinstance(x, Fraction) else (int(x.p), int(x.q))
     )
+
+
+def rounded(x: Any) -> float:
+    """The nearest float64 of an exact rational."""
+    numerator, denominator = key(x)
+    return numerator / denominator
 
 
 def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from fractions import Fraction
-from itertools import product
+from itertools import combinations, product
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import linprog
@@ -80,14 +82,18 @@ def count_cells(rows, radius):
     return descend(0, [])
 
 
-def count_cells_by_linear_programs(slopes, values, radius):
-    """The same count from one linear program per sign vector, all 2^m of them (floats)."""
+def count_cells_by_linear_programs(slopes, values, radius, fixed=()):
+    """The same count from one linear program per sign vector, all 2^m of them (floats).
+
+    fixed: the signs of the first rows, where they are known.
+    """
     slopes, values, radius = map(np.asarray, (slopes, values, radius))
     size = np.abs(slopes).max(axis=1)
+    size = np.where(size > 0, size, np.abs(values))  # a constant row: one side or nothing
     slopes, values = slopes / size[:, None], values / size
     count = 0
-    for signs in product((1.0, -1.0), repeat=len(values)):
-        s = np.array(signs)
+    for signs in product((1.0, -1.0), repeat=len(values) - len(fixed)):
+        s = np.array([*fixed, *signs])
         matrix = np.hstack([-s[:, None] * slopes, np.ones((len(s), 1))])
         answer = linprog(
             [*np.zeros(slopes.shape[1]), -1.0],
@@ -98,3 +104,167 @@ def count_cells_by_linear_programs(slopes, values, radius):
         )
         count += answer.status == 0 and -answer.fun > 1e-9
     return count
+
+
+# Partitions of a window, cell by cell -------------------------------------------------------------
+
+PIECES = {  # breakpoints, and (slope, intercept) of every piece
+    "relu": ([0], [(0, 0), (1, 0)]),
+    "leaky": ([0], [(Fraction(1, 4), 0), (1, 0)]),
+    "hard_tanh": ([-1, 1], [(0, -1), (1, 0), (0, 1)]),
+}
+
+
+class Cell(NamedTuple):
+    """A convex cell of a window: exact vertices in order, the exact affine map (gradient, constant)
+    of every coordinate of the current layer, and the signs or maximisers of every stage."""
+
+    vertices: list
+    maps: list
+    pattern: tuple
+
+
+def at(affine, vertex):
+    gradient, constant = affine
+    return sum(g * v for g, v in zip(gradient, vertex, strict=True)) + constant
+
+
+def sign(number):
+    return (number > 0) - (number < 0)
+
+
+def halves(vertices, affine):
+    """The two sides of a convex polygon (or interval), or itself alone when it is not cut."""
+    values = [at(affine, v) for v in vertices]
+    if not (min(values) < 0 < max(values)):
+        return [vertices]
+    sides = []
+    for side in (1, -1):
+        out = []
+        for k, (p, a) in enumerate(zip(vertices, values, strict=True)):
+            q, b = vertices[k - 1], values[k - 1]
+            if a * b < 0:
+                out.append(tuple(x + (y - x) * b / (b - a) for x, y in zip(q, p, strict=True)))
+            if side * a >= 0:
+                out.append(p)
+        sides.append([p for k, p in enumerate(out) if p != out[k - 1]])
+    return sides
+
+
+def combination(weights, constant, maps):
+    """The affine map sum_j weights_j maps_j + constant."""
+    k = len(maps[0][0])
+    gradient = tuple(sum(w * m[0][j] for w, m in zip(weights, maps, strict=True)) for j in range(k))
+    return gradient, sum(w * m[1] for w, m in zip(weights, maps, strict=True)) + constant
+
+
+def centroid_signs(vertices, affines):
+    middle = [sum(c) / len(vertices) for c in zip(*vertices, strict=True)]
+    return tuple(sign(at(affine, middle)) for affine in affines)
+
+
+def cut_by_all(cell, affines):
+    pieces = [cell.vertices]
+    for affine in affines:
+        pieces = [half for piece in pieces for half in halves(piece, affine)]
+    return pieces
+
+
+def activated(cell, name):
+    """The cells into which units of one layer cut a cell; patterns are signs per unit."""
+    breaks, pieces = PIECES[name]
+    switching = [(g, c - t) for g, c in cell.maps for t in breaks]
+    for vertices in cut_by_all(cell, switching):
+        signs = centroid_signs(vertices, switching)
+        each = [signs[i : i + len(breaks)] for i in range(0, len(signs), len(breaks))]
+        maps = []
+        for own, (g, c) in zip(each, cell.maps, strict=True):
+            slope, intercept = pieces[sum(s > 0 for s in own)]
+            maps.append((tuple(slope * x for x in g), slope * c + intercept))
+        yield Cell(vertices, maps, (*cell.pattern, tuple(each)))
+
+
+def maximised(cell, size):
+    """max over consecutive groups of ``size``: patterns are the sets of maximisers."""
+    groups = [cell.maps[i : i + size] for i in range(0, len(cell.maps), size)]
+    lines = [combination((1, -1), 0, pair) for group in groups for pair in combinations(group, 2)]
+    for vertices in cut_by_all(cell, lines):
+        middle = [sum(c) / len(vertices) for c in zip(*vertices, strict=True)]
+        winners, maps = [], []
+        for group in groups:
+            values = [at(m, middle) for m in group]
+            winners.append(tuple(v == max(values) for v in values))
+            maps.append(group[values.index(max(values))])
+        yield Cell(vertices, maps, (*cell.pattern, tuple(winners)))
+
+
+def window_cells(layers, center, radius, basis=None):
+    """All cells of a network in an open window, in exact fractions.
+
+    layers: (W, b, how): how is an activation of PIECES, None, or the size of the groups of a max.
+    """
+    center = fractions(center)
+    columns = fractions(np.eye(len(center)) if basis is None else basis)
+    k = len(columns[0])
+    radius = fractions(np.broadcast_to(np.asarray(radius, np.float64), (k,)))
+    corners = [(-1,), (1,)] if k == 1 else [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+    vertices = [tuple(s * r for s, r in zip(c, radius, strict=True)) for c in corners]
+    cells = [Cell(vertices, [(tuple(g), c) for g, c in zip(columns, center, strict=True)], ())]
+    for weights, bias, how in layers:
+        weights, bias = fractions(weights), fractions(bias)
+        cells = [
+            c._replace(maps=[combination(w, b, c.maps) for w, b in zip(weights, bias, strict=True)])
+            for c in cells
+        ]
+        if isinstance(how, str):
+            cells = [new for c in cells for new in activated(c, how)]
+        elif how is not None:
+            cells = [new for c in cells for new in maximised(c, how)]
+    return cells
+
+
+def pattern_count(cells):
+    return len({c.pattern for c in cells})
+
+
+def hits_by_stage(cells):
+    """Units of every stage that have more than one piece in the window."""
+    stages = zip(*(c.pattern for c in cells), strict=True)
+    return [sum(len(set(unit)) > 1 for unit in zip(*stage, strict=True)) for stage in stages]
+
+
+def share_a_facet(one, other):
+    """Whether two cells with disjoint interiors touch along more than a point (in 1-d: at all)."""
+    if len(one[0]) == 1:
+        return bool(set(one) & set(other))
+    for k, a in enumerate(one):
+        b = one[k - 1]
+        step = (b[0] - a[0], b[1] - a[1])
+        place = lambda p: (p[0] - a[0]) * step[0] + (p[1] - a[1]) * step[1]  # noqa: E731, B023
+        off = lambda p: (p[0] - a[0]) * step[1] - (p[1] - a[1]) * step[0]  # noqa: E731, B023
+        for j, p in enumerate(other):
+            q = other[j - 1]
+            if off(p) == 0 == off(q):
+                low, high = sorted((place(p), place(q)))
+                if max(low, 0) < min(high, place(b)):
+                    return True
+    return False
+
+
+def affine_count(cells):
+    """Maximal connected open sets on which the last layer is affine: union-find over facets."""
+    root = list(range(len(cells)))
+
+    def find(i):
+        while root[i] != i:
+            i = root[i]
+        return i
+
+    by_map = defaultdict(list)
+    for i, cell in enumerate(cells):
+        by_map[tuple(cell.maps)].append(i)
+    for same in by_map.values():
+        for i, j in combinations(same, 2):
+            if find(i) != find(j) and share_a_facet(cells[i].vertices, cells[j].vertices):
+                root[find(i)] = find(j)
+    return sum(root[i] == i for i in range(len(cells)))

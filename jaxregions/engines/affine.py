@@ -107,9 +107,7 @@ def same_maps(ledger: Ledger, inner: Ledger, cells: Cells, known: np.ndarray) ->
 
     def exact_slope(cell: int) -> np.ndarray:
         if cell not in found:
-            found[cell] = _exact_slope(
-                ledger, inner, cells, cell, [p[cell] for p in points], corners
-            )
+            found[cell] = _exact_slope(ledger, inner, cells, cell, [p[cell] for p in points])
         return found[cell]
 
     same = known.copy()
@@ -126,7 +124,9 @@ def _spanning(ledger: Ledger, cells: Cells) -> list[np.ndarray]:
         return [first]
     u, face = ledger.vertices.u, np.repeat(np.arange(len(first)), np.diff(cells.start))
     one, two = (u[first] - cells.witness)[face], u[cells.corner] - cells.witness[face]
-    size = np.abs(one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0])
+    with np.errstate(all="ignore"):
+        size = np.abs(one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0])
+    size = np.where(np.isnan(size), 0.0, size)
     best = np.flatnonzero(size == np.maximum.reduceat(size, cells.start[:-1])[face])
     _, pick = np.unique(face[best], return_index=True)
     return [first, cells.corner[best[pick]]]
@@ -162,13 +162,18 @@ def _enclosed_slopes(inner: Ledger, points: list[np.ndarray]) -> tuple[np.ndarra
     return np.stack(columns, axis=-1), np.stack(errors, axis=-1)
 
 
-def _exact_slope(ledger, inner, cells, cell: int, points, corners) -> np.ndarray:
+def _exact_slope(ledger, inner, cells, cell: int, points) -> np.ndarray:
     """The exact slopes (k, m) of one cell's map along the differences of its points, solved."""
     if cells.inside[cell]:
         places = [exact.rationals(p) for p in points]
-    else:
+    else:  # floats may put all corners on one line
         centre = inner.points[cell]
-        places = [centre, *((centre + point(ledger, int(c[cell]))) / 2 for c in corners)]
+        corner = cells.corner[cells.start[cell] : cells.start[cell + 1]].tolist()
+        first, *others = (point(ledger, c) - centre for c in corner)
+        rays = [first]
+        if len(first) == 2:
+            rays.append(next(o for o in others if first[0] * o[1] != first[1] * o[0]))
+        places = [centre, *(centre + ray / 2 for ray in rays)]
     row = int(cells.window[cell])
     values = [_exact_outputs(inner, row, p) for p in places]
     matrix = np.stack([p - places[0] for p in places[1:]])

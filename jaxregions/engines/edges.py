@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, crossing, values
 from jaxregions.engines.signs import Signs, one_bits
 
@@ -79,8 +80,8 @@ def zeros_on(ledger: Ledger, signs: Signs, stage: int, tail: np.ndarray, head: n
             places = [_exact_place(ledger, stage, e, *ends) for e in entry[low:high].tolist()]
             by_place = sorted(range(high - low), key=places.__getitem__)
             pick = low + np.array(by_place)
-            entry[low:high], t[low:high], error[low:high] = entry[pick], t[pick], error[pick]
-            t[low:high] = np.maximum.accumulate(t[low:high])
+            entry[low:high] = entry[pick]
+            t[low:high], error[low:high] = [exact.rounded(places[k]) for k in by_place], 2 * U
             for k in range(1, high - low):
                 new[low + k] = places[by_place[k]] != places[by_place[k - 1]]
             ledger.settled_exactly += high - low - 1

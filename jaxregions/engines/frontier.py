@@ -146,7 +146,7 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
     """The last stage in runs of cells: bounded memory, no geometry."""
     layer, windows = ledger.net.stages[stage], len(tally.status)
     rows = max(1, BYTES // (9 * max(layer.size, 1)))
-    stops = np.linspace(0, mesh.faces, 1 - (-mesh.size // rows)).astype(int)
+    stops = np.unique(np.linspace(0, mesh.faces, 1 - (-mesh.size // rows)).astype(int))
     children = np.ones(mesh.faces, np.int64)
     bits = np.zeros((3, windows, -(-layer.size // 64)), np.uint64)
     for low, high in zip(stops[:-1].tolist(), stops[1:].tolist(), strict=True):

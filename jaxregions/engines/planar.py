@@ -111,11 +111,13 @@ def _left_of_all(mesh: Mesh, u, error, witness) -> np.ndarray:
     The cross product of (b - a) and (w - a), a and b known to within their errors.
     """
     a, b = mesh.origin, mesh.origin[mesh.following]
-    step, reach = u[b] - u[a], witness[mesh.face] - u[a]
-    turn = step[:, 0] * reach[:, 1] - step[:, 1] * reach[:, 0]
-    scale = np.maximum(np.abs(u[a]).max(axis=1), np.abs(u[b]).max(axis=1))
-    worst = np.maximum.reduceat(error[a], mesh.start[:-1])[mesh.face]
-    slack = 2 * worst + 4 * U * (scale + np.abs(witness[mesh.face]).max(axis=1))
-    long, wide = np.abs(step).max(axis=1) + slack, np.abs(reach).max(axis=1) + slack
-    left = turn > (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
+    with np.errstate(all="ignore"):  # an overflow proves nothing
+        step, reach = u[b] - u[a], witness[mesh.face] - u[a]
+        turn = step[:, 0] * reach[:, 1] - step[:, 1] * reach[:, 0]
+        scale = np.maximum(np.abs(u[a]).max(axis=1), np.abs(u[b]).max(axis=1))
+        worst = np.maximum.reduceat(error[a], mesh.start[:-1])[mesh.face]
+        slack = 2 * worst + 4 * U * (scale + np.abs(witness[mesh.face]).max(axis=1))
+        long, wide = np.abs(step).max(axis=1) + slack, np.abs(reach).max(axis=1) + slack
+        bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
+        left = turn > bound + np.finfo(np.float64).tiny
     return np.logical_and.reduceat(left, mesh.start[:-1])

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, values
 from jaxregions.engines.steps import in_steps, lifted, pinned
 from jaxregions.tracing import CPAFunction, bounded_values, is_slot, prepare
@@ -79,10 +80,10 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
     with jax.enable_x64(True):
         prepared = prepare(net)
 
-        def rows(x, error, vanishing=None):
+        def run(x, error, vanishing=None):
             return step(prepared, x, error, vanishing, stage)
 
-        value, error, sign, odd = in_steps(rows, count, inputs)
+        value, error, sign, odd = in_steps(run, count, inputs)
     ledger.decisions += sign.size
     rows = np.flatnonzero(odd)
     for row in rows.tolist():
@@ -91,7 +92,7 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
             known = values(ledger, int(ids[row]), stage)
             ledger.settled_exactly += undecided
             sign[row] = [(v > 0) - (v < 0) for v in known]
-            value[row] = [_float(v) for v in known]
+            value[row] = [exact.rounded(v) for v in known]
             error[row] = 2 * U * np.abs(value[row]).max(initial=np.finfo(float).tiny)
     at, entry = np.nonzero(sign[rows] == 0)
     return Signs(ids, value, error, _packed(sign > 0), _packed(sign < 0), rows[at], entry)
@@ -114,14 +115,6 @@ def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:
             inner.settled_exactly += int((sign[row] == UNDECIDED).sum())
             sign[row] = [(v > 0) - (v < 0) for v in values(inner, row, stage)]
     return found
-
-
-def _float(value: Any) -> float:
-    """A rational rounded to within a few units in the last place."""
-    numerator, denominator = (
-        (value.numerator, value.denominator) if hasattr(value, "numerator") else (value.p, value.q)
-    )
-    return int(numerator) / int(denominator)
 
 
 def _packed(bits: np.ndarray) -> np.ndarray:
