@@ -7,6 +7,7 @@ enclosures differ; the others are compared in rationals, output by output.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,12 +18,12 @@ from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, input_point, lift, point
 from jaxregions.engines.records import Cells
 from jaxregions.engines.steps import in_steps, lifted
-from jaxregions.tracing import CPAFunction, bounded_outputs, exact_outputs, prepare
+from jaxregions.tracing import bounded_outputs, compiled, exact_outputs, output_values, prepare
 
 __all__ = ["maps", "same_maps"]
 
 
-def _rows_sums(net: CPAFunction, prepared: Any, x: Any, error: Any):
+def _rows_sums(prepared: Any, x: Any, error: Any):
     """sum_i (+-1) f_i at points, with error bounds; what differs in one sum differs."""
 
     def one(point, e):
@@ -35,13 +36,12 @@ def _rows_sums(net: CPAFunction, prepared: Any, x: Any, error: Any):
         bound = (jnp.sum(bound) + slack * jnp.sum(jnp.abs(value))) * (1 + 2 * slack)
         return jnp.dot(weights, value), bound
 
-    return jax.vmap(one)(x.reshape(-1, *net.input_shape), error)
+    return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error)
 
 
-def _rows_maps(net: CPAFunction, x: Any, axes: Any, u: Any):
+def _rows_maps(prepared: Any, x: Any, axes: Any, u: Any):
     def flat(point):
-        leaves = jax.tree.leaves(net(point.reshape(net.input_shape)))
-        return jnp.concatenate([jnp.ravel(leaf) for leaf in leaves])
+        return output_values(prepared, point.reshape(prepared.net.input_shape))
 
     def one(point, directions, at):
         value, along = jax.linearize(flat, point)
@@ -70,7 +70,9 @@ def maps(inner: Ledger) -> tuple[np.ndarray, np.ndarray]:
         return x, axes, at.u
 
     with jax.enable_x64(True):
-        slope, intercept = in_steps(net.jitted(_rows_maps), every.size, inputs)
+        prepared = prepare(net)
+        step = compiled(_rows_maps, prepared.structure)
+        slope, intercept = in_steps(partial(step, prepared), every.size, inputs)
     return slope, intercept
 
 
@@ -78,12 +80,10 @@ def _sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A signed sum of the outputs (F,) at float64 points and the bounds on its error."""
     net = inner.net
     at = inner.vertices._replace(u=u, error=np.zeros(len(u)))
-    step = net.jitted(_rows_sums)
     with jax.enable_x64(True):
         prepared = prepare(net)
-        value, bound = in_steps(
-            lambda x, e: step(prepared, x, e), len(u), lambda part: lifted(inner, at, part)
-        )
+        step = partial(compiled(_rows_sums, prepared.structure), prepared)
+        value, bound = in_steps(step, len(u), lambda part: lifted(inner, at, part))
     return value, bound
 
 

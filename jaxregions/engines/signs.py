@@ -11,7 +11,7 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, values
 from jaxregions.engines.steps import in_steps, lifted, pinned
-from jaxregions.tracing import CPAFunction, bounded_values, is_slot, prepare
+from jaxregions.tracing import bounded_values, compiled, is_slot, prepare
 
 __all__ = ["Signs", "evaluate", "one_bits", "patterns"]
 
@@ -49,27 +49,26 @@ def _sign(value: Any, bound: Any) -> Any:
     return jnp.where((value == 0) & (bound == 0), 0, sign).astype(jnp.int8)
 
 
-def _rows_signs(net: CPAFunction, prepared: Any, x: Any, error: Any, vanishing: Any, stage: int):
+def _rows_signs(prepared: Any, x: Any, error: Any, vanishing: Any, stage: int):
     def one(point, e, pins):
         value, bound = bounded_values(prepared, point, e, stage, pins)
         sign = _sign(value, bound)
         odd = jnp.any((sign == 0) | (sign == UNDECIDED))
         return value, jnp.max(bound, initial=0.0), sign, odd
 
-    return jax.vmap(one)(x.reshape(-1, *net.input_shape), error, vanishing)
+    return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error, vanishing)
 
 
-def _rows_patterns(net: CPAFunction, prepared: Any, x: Any, error: Any, stages: int):
+def _rows_patterns(prepared: Any, x: Any, error: Any, stages: int):
     def one(point, e):
         return [_sign(*bounded_values(prepared, point, e, s)) for s in range(stages)]
 
-    return jax.vmap(one)(x.reshape(-1, *net.input_shape), error)
+    return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error)
 
 
 def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
     """Values and exact signs of the stage at these vertices; undecided signs in rationals."""
     net, count = ledger.net, len(ids)
-    step = net.jitted(_rows_signs, static=(4,))
     compares = any(is_slot(g.right) for g in net.stages[stage].groups)
     vertices = ledger.vertices.rows(ids)
 
@@ -79,6 +78,7 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
 
     with jax.enable_x64(True):
         prepared = prepare(net)
+        step = compiled(_rows_signs, prepared.structure, static=(4,))
 
         def run(x, error, vanishing=None):
             return step(prepared, x, error, vanishing, stage)
@@ -101,9 +101,9 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
 def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:
     """Per stage, of the first ``stages``, the exact signs (V, size) int8 at every vertex."""
     net, every = inner.net, inner.vertices
-    step = net.jitted(_rows_patterns, static=(3,))
     with jax.enable_x64(True):
         prepared = prepare(net)
+        step = compiled(_rows_patterns, prepared.structure, static=(3,))
 
         def rows(x, error):
             return step(prepared, x, error, stages)

@@ -1,9 +1,10 @@
 """From a function to its switching values: the only room that touches jax.extend."""
 
-from jaxregions.tracing.bounds import bounded_outputs, bounded_values, prepare
+from jaxregions.tracing.bounds import bounded_outputs, bounded_values, output_values, prepare
 from jaxregions.tracing.flatten import NotPiecewiseAffineError
 from jaxregions.tracing.network import CPAFunction, Stage, fixed_signs, trace
 from jaxregions.tracing.rational import exact_outputs, exact_values
+from jaxregions.tracing.structure import compiled
 from jaxregions.tracing.walk import is_slot
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "Stage",
     "bounded_outputs",
     "bounded_values",
+    "compiled",
     "exact_outputs",
     "exact_values",
     "fixed_signs",
     "is_slot",
+    "output_values",
     "prepare",
     "trace",
 ]

@@ -17,9 +17,7 @@ import numpy as np
 
 from jaxregions.exact import gamma
 from jaxregions.tracing.error_rules import (
-    FLOOR,
     TINY,
-    LinearNorms,
     Tracked,
     U,
     minus,
@@ -28,12 +26,11 @@ from jaxregions.tracing.error_rules import (
 )
 from jaxregions.tracing.flatten import is_float
 from jaxregions.tracing.network import CPAFunction
+from jaxregions.tracing.norms import linear_norms
+from jaxregions.tracing.structure import Structure
 from jaxregions.tracing.walk import Group, Slot, Step, is_slot
 
-__all__ = ["Bounded", "Prepared", "bounded_outputs", "bounded_values", "prepare"]
-
-_SQUARINGS = 6  # the norm of a power of W'W bounds that of W up to n^(1 / 256)
-_MOST_SQUARED = 1024  # columns
+__all__ = ["Bounded", "Prepared", "bounded_outputs", "bounded_values", "output_values", "prepare"]
 
 
 class Bounded(NamedTuple):
@@ -59,7 +56,12 @@ class Prepared:
     constants: Any
     extras: Any
     rights: Any
-    net: CPAFunction = dataclasses.field(metadata={"static": True})
+    structure: Structure = dataclasses.field(metadata={"static": True})
+
+    @property
+    def net(self) -> CPAFunction:
+        """A function of this structure: its own, or another's under a shared jit."""
+        return self.structure.net
 
 
 # Evaluation -------------------------------------------------------------------------------------
@@ -107,6 +109,20 @@ def bounded_outputs(prepared: Prepared, x: Any, error: Any) -> list[Bounded]:
         t = env[output.index] if is_slot(output) else Tracked(output, np.zeros(np.shape(output)))
         pairs.append(Bounded(jnp.ravel(t.value), jnp.ravel(t.error)))
     return pairs
+
+
+def output_values(prepared: Prepared, x: Any) -> Any:
+    """The function's outputs at x in float64, flattened one after another; no bounds."""
+    program = prepared.net.program
+    env = {program.input.index: x}
+    slots = [o for o in program.outputs if is_slot(o)]
+    for i in _needed(program.steps, slots, set(env)):
+        step, known = program.steps[i], prepared.constants[i]
+        pairs = zip(step.inputs, known, strict=True)
+        parts = [env[o.index] if is_slot(o) else c.value for o, c in pairs]
+        env.update(zip(step.outputs, step.function(*parts), strict=True))
+    values = [env[o.index] if is_slot(o) else o for o in program.outputs]
+    return jnp.concatenate([jnp.ravel(jnp.asarray(v, x.dtype)) for v in values])
 
 
 def _evaluated(
@@ -227,7 +243,7 @@ def _prepared(net: CPAFunction) -> Prepared:
         if step.name == "enter_batch":
             extras = _with_mean_errors(steps, constants, extras, i)
     rights = tuple(tuple(_right(g) for g in stage.groups) for stage in net.stages)
-    return Prepared(constants, tuple(extras), rights, net)
+    return Prepared(constants, tuple(extras), rights, Structure(net))
 
 
 def _constants(step: Step) -> tuple[Tracked | None, ...]:
@@ -272,7 +288,7 @@ def _params(step: Step) -> dict[str, Any]:
 
 def _extra(step: Step) -> Any:
     if step.name in _BILINEAR:
-        return _linear_norms(step)
+        return linear_norms(step)
     if step.name.startswith("scatter"):
         return _scatter_rounding(step)
     return None
@@ -288,70 +304,6 @@ def _scatter_rounding(step: Step) -> float | None:
     if step.name == "scatter" and repeats > 1:
         return None
     return gamma(repeats + 8, np.float64)
-
-
-def _linear_norms(step: Step) -> LinearNorms:
-    (weights,) = (np.asarray(o) for o in step.inputs if not is_slot(o))
-    (slot,) = (o for o in step.inputs if is_slot(o))
-    at = next(i for i, o in enumerate(step.inputs) if is_slot(o))
-    ones = np.ones(slot.shape)
-
-    def along_rows(entries):
-        return np.asarray(step.function(*((ones, entries) if at == 0 else (entries, ones)))[0])
-
-    size, nonzero = abs(weights), weights != 0
-    floored = np.where(nonzero, np.maximum(size, FLOOR), 0.0)
-    terms = int(along_rows(nonzero.astype(float)).max(initial=0))
-    slack = 1 + gamma(terms + 64, np.float64)
-    row = along_rows(np.where(nonzero, np.maximum(size, TINY), 0.0)) * slack
-    length = np.sqrt(along_rows(floored**2)) * slack
-    frobenius = float(norm2(length)) * slack
-    bound = frobenius
-    if step.name == "dot_general" and not any(_params(step)["dimension_numbers"][1]):
-        contracted = _params(step)["dimension_numbers"][0][1 - at]
-        matrix = np.moveaxis(weights, contracted, range(len(contracted)))
-        width = math.prod(weights.shape[a] for a in contracted)
-        bound = min(bound, _largest_singular_value(matrix.reshape(width, -1)))
-    _, transposed = jax.vjp(
-        lambda v: step.function(*((v, floored) if at == 0 else (floored, v)))[0], ones
-    )
-    columns = np.asarray(transposed(np.ones(row.shape))[0])
-    columns_slack = 1 + gamma(row.size + 64, np.float64)
-    schur = math.sqrt(row.max(initial=0)) * math.sqrt(columns.max(initial=0)) * columns_slack
-    operator = min(bound, schur) * slack
-    if step.name == "dot_general" and np.median(row) > 2 * np.median(length):
-        row = None
-    return LinearNorms(row, length, operator, frobenius, float(terms))
-
-
-def _largest_singular_value(matrix: np.ndarray) -> float:
-    """An upper bound on ||W||_2: W'W is squared repeatedly, every rounding error added.
-
-    ||A||_2^2 = ||A^2||_2 for symmetric A, and fl(A^2) is within gamma_n ||A||_F^2 of A^2.
-    """
-    if not matrix.size or not np.isfinite(matrix).all() or not matrix.any():
-        return math.inf if matrix.size and not np.isfinite(matrix).all() else 0.0
-    if min(matrix.shape) > _MOST_SQUARED:
-        return math.inf
-    matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    unit = 2.0 ** math.frexp(float(abs(matrix).max()))[1]
-    return unit * math.sqrt(_spectral(matrix / unit, _SQUARINGS)) * (1 + 8 * U)
-
-
-def _spectral(factor: np.ndarray, squarings: int) -> float:
-    """A bound on ||F'F||_2, entries of F at most 1 or so."""
-    terms = factor.size + 64
-    fro = float(np.sum(factor * factor)) * (1 + gamma(terms, np.float64)) + TINY
-    off = gamma(len(factor) + 64, np.float64) * fro * (1 + 8 * U) + TINY
-    product = factor.T @ factor
-    product = (product + product.T) / 2
-    if squarings == 0:
-        return (
-            math.sqrt(float(np.sum(product * product))) * (1 + gamma(terms, np.float64)) + off
-        ) * (1 + 8 * U)
-    unit = 2.0 ** math.frexp(float(abs(product).max()))[1]
-    inner = unit * math.sqrt(_spectral(product / unit, squarings - 1)) * (1 + 8 * U)
-    return (inner + off) * (1 + 8 * U)
 
 
 # Batch means ------------------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+"""Norms of the linear steps of a program, rounded up."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+
+from jaxregions.exact import gamma
+from jaxregions.tracing.error_rules import FLOOR, TINY, LinearNorms, U, norm2
+from jaxregions.tracing.walk import Step, is_slot
+
+__all__ = ["linear_norms"]
+
+_SQUARINGS = 6  # the norm of a power of W'W bounds that of W up to n^(1 / 256)
+_MOST_SQUARED = 1024  # columns
+
+
+def linear_norms(step: Step) -> LinearNorms:
+    (weights,) = (np.asarray(o) for o in step.inputs if not is_slot(o))
+    (slot,) = (o for o in step.inputs if is_slot(o))
+    at = next(i for i, o in enumerate(step.inputs) if is_slot(o))
+    ones = np.ones(slot.shape)
+
+    def along_rows(entries):
+        return np.asarray(step.function(*((ones, entries) if at == 0 else (entries, ones)))[0])
+
+    size, nonzero = abs(weights), weights != 0
+    floored = np.where(nonzero, np.maximum(size, FLOOR), 0.0)
+    terms = int(along_rows(nonzero.astype(float)).max(initial=0))
+    slack = 1 + gamma(terms + 64, np.float64)
+    row = along_rows(np.where(nonzero, np.maximum(size, TINY), 0.0)) * slack
+    length = np.sqrt(along_rows(floored**2)) * slack
+    frobenius = float(norm2(length)) * slack
+    bound = frobenius
+    if step.name == "dot_general" and not any(step.eqn.params["dimension_numbers"][1]):
+        contracted = step.eqn.params["dimension_numbers"][0][1 - at]
+        matrix = np.moveaxis(weights, contracted, range(len(contracted)))
+        width = math.prod(weights.shape[a] for a in contracted)
+        bound = min(bound, _largest_singular_value(matrix.reshape(width, -1)))
+    _, transposed = jax.vjp(
+        lambda v: step.function(*((v, floored) if at == 0 else (floored, v)))[0], ones
+    )
+    columns = np.asarray(transposed(np.ones(row.shape))[0])
+    columns_slack = 1 + gamma(row.size + 64, np.float64)
+    schur = math.sqrt(row.max(initial=0)) * math.sqrt(columns.max(initial=0)) * columns_slack
+    operator = min(bound, schur) * slack
+    if step.name == "dot_general" and np.median(row) > 2 * np.median(length):
+        row = None
+    return LinearNorms(row, length, operator, frobenius, float(terms))
+
+
+def _largest_singular_value(matrix: np.ndarray) -> float:
+    """An upper bound on ||W||_2: W'W is squared repeatedly, every rounding error added.
+
+    ||A||_2^2 = ||A^2||_2 for symmetric A, and fl(A^2) is within gamma_n ||A||_F^2 of A^2.
+    """
+    if not matrix.size or not np.isfinite(matrix).all() or not matrix.any():
+        return math.inf if matrix.size and not np.isfinite(matrix).all() else 0.0
+    if min(matrix.shape) > _MOST_SQUARED:
+        return math.inf
+    matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    unit = 2.0 ** math.frexp(float(abs(matrix).max()))[1]
+    return unit * math.sqrt(_spectral(matrix / unit, _SQUARINGS)) * (1 + 8 * U)
+
+
+def _spectral(factor: np.ndarray, squarings: int) -> float:
+    """A bound on ||F'F||_2, entries of F at most 1 or so."""
+    terms = factor.size + 64
+    fro = float(np.sum(factor * factor)) * (1 + gamma(terms, np.float64)) + TINY
+    off = gamma(len(factor) + 64, np.float64) * fro * (1 + 8 * U) + TINY
+    product = factor.T @ factor
+    product = (product + product.T) / 2
+    if squarings == 0:
+        return (
+            math.sqrt(float(np.sum(product * product))) * (1 + gamma(terms, np.float64)) + off
+        ) * (1 + 8 * U)
+    unit = 2.0 ** math.frexp(float(abs(product).max()))[1]
+    inner = unit * math.sqrt(_spectral(product / unit, squarings - 1)) * (1 + 8 * U)
+    return (inner + off) * (1 + 8 * U)
