@@ -83,7 +83,7 @@ def study(
         str, _option(_MEASURING, "Radii of the windows in slices, in input units.")
     ] = _joined(_DEFAULT.slice_radii),
     slice_dimensions: Annotated[
-        str, _option(_MEASURING, "Dimensions of the slices in which regions are counted.")
+        str, _option(_MEASURING, "Dimensions of the slices for layer 1; all layers: 2.")
     ] = _joined(_DEFAULT.slice_dimensions),
     seed: Annotated[
         int, _option(_RUNNING, "Seed of everything: same seed, same numbers.")
@@ -199,21 +199,23 @@ def _summary(ready: Study, result: StudyResult, seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from jaxregions.study.report import COLUMNS, SECTIONS, overview
-    from jaxregions.study.story import epochs
+    from jaxregions.study.report import COLUMNS, overview
+    from jaxregions.study.story import certificate, epochs
 
     config = ready.config
     shown = Table(title=f"{config.dataset}, after {epochs(config.epochs)}: mean per window")
     for heading in ("", *COLUMNS):
         shown.add_column(heading, justify="right" if heading else "left")
-    rows = overview(config, ready.scene, result.table)
-    for where, columns in SECTIONS:
-        shown.add_row(f"[bold]{where}[/bold]")
+    for title, rows in overview(config, ready.scene, result.table):
+        shown.add_row(f"[bold]{title.replace('radius', 'r =')}[/bold]")
         for label, values in rows:
-            shown.add_row(label.replace("radius", "r ="), *values[columns])
+            shown.add_row(label.replace("radius", "r ="), *values)
         shown.add_section()
     console = Console()
     console.print(shown)
+    said = certificate(config, result.table)
+    alarm = "bold red" if said.startswith("WARNING") else None
+    console.print(f"All layers: {said}.", style=alarm, highlight=False)
     console.print("± is half a 95% interval over windows; difference: BN minus no BN, paired.")
     console.print(
         f"Report: {result.page.resolve()}  ({seconds:.0f} s)", soft_wrap=True, highlight=False

@@ -8,7 +8,7 @@ from jaxregions.cli import app
 
 SMALL = [
     "study",
-    *("--dataset", "moons", "--widths", "6,5", "--epochs", "1", "--windows", "9"),
+    *("--dataset", "moons", "--widths", "6,5", "--epochs", "0", "--windows", "9"),
     *("--radii", "0.003,0.03,0.3", "--slice-radii", "0.3", "--slice-dimensions", "1,2"),
     *("--batch-size", "64"),
 ]
@@ -23,6 +23,8 @@ def test_study_writes_its_report_and_prints_where(tmp_path):
     assert result.exit_code == 0
     assert str(tmp_path / "report" / "index.html") in result.stdout
     assert "hits, layer 1" in result.stdout
+    assert "all layers" in result.stdout
+    assert "All layers: 100% of the 52 counts" in " ".join(result.stdout.split())
     assert (tmp_path / "report" / "index.html").is_file()
 
 

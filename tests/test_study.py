@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from scipy import stats
 
 from jaxregions import datasets, training
@@ -31,6 +32,23 @@ SMALL = StudyConfig(
     batch_size=64,
     seed=3,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The same study is run several times: what one run compiles, the next ones load."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for values in (options, before):
+        compilation_cache.reset_cache()
+        for name, value in values.items():
+            jax.config.update(name, value)
+        if values is options:
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +121,8 @@ def test_all_files_are_there(finished):
     for name in ("index.html", "results.csv", "results.json", "config.json", "windows.npz"):
         assert (root / name).stat().st_size > 0
     names = {path.stem for path in (root / "figures").iterdir()}
-    assert names == {"training", "hits", "radius", "regions", "deeper", "arrangement"}
+    layer_one = {"training", "hits", "radius", "regions", "deeper", "arrangement"}
+    assert names == layer_one | {"network", "partitions", "slopes"}
     for path in (root / "figures").iterdir():
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -112,7 +131,7 @@ def test_the_page_loads_nothing_from_elsewhere(finished):
     page = (files(finished[0]) / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     sources = re.findall(r'src="(.{0,22})', page)
-    assert len(sources) == 6
+    assert len(sources) == 9
     assert set(sources) == {"data:image/png;base64,"}
 
 

@@ -32,7 +32,8 @@ class StudyConfig:
       windows: data windows, and as many off-data controls; >= 2.
       radii: of the full-dimensional l_inf windows, in input units.
       slice_radii: of the windows in slices, in input units (their bases are orthonormal).
-      slice_dimensions: dimensions of the slices, of 1, 2, 3.
+      slice_dimensions: dimensions of the slices in which layer 1 is counted, of 1, 2, 3; the whole
+        network always is in 2.
       seed: of the data split, the initialisation, the minibatch order and all sampling; >= 0.
       output: folder of the report.
       quick: at most 2 epochs, 16 windows and one slice radius (the smallest).

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from jaxregions.batchnorm import centroid
-from jaxregions.plotting import BLUE, ORANGE, plot_arrangement, plot_series
+from jaxregions.partitions import Partition, level_set
+from jaxregions.plotting import BLUE, ORANGE, plot_arrangement, plot_partition, plot_series
+from jaxregions.regions import Status
 from jaxregions.study.config import StudyConfig
+from jaxregions.study.deep import CENTROID, picture_epochs
 from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Summary
 from jaxregions.study.story import deep_radius, epochs, main_radius, number, picture_planes
@@ -32,6 +36,7 @@ def draw(
     table: Table,
     raw: Results,
     counts: dict[tuple[str, int], int],
+    pictures: Mapping[tuple[str, int], Partition],
     folder: Path,
 ) -> dict[str, Path]:
     """Draw all figures that this study has; by name."""
@@ -46,7 +51,10 @@ def draw(
         drawn["regions"] = _regions(config, table, dimensions)
     if len(config.widths) > 1:
         drawn["deeper"] = _deeper(config, table, d)
+    drawn["network"] = _network(config, table)
     drawn["arrangement"] = _arrangement(config, place, raw, counts)
+    drawn["partitions"] = _partitions(config, place, pictures, "stage")
+    drawn["slopes"] = _partitions(config, place, pictures, "slope")
     paths = {}
     for name, figure in drawn.items():
         paths[name] = folder / f"{name}.png"
@@ -251,6 +259,89 @@ def _mark_empty(config: StudyConfig, table: Table, ax: Any, layer: int, d: int) 
         middle = float(np.exp(np.mean(np.log([empty[0], empty[-1]]))))
         box = {"ha": "center", "va": "center", "color": "0.35", "fontsize": 9}
         ax.text(middle, 0.5, "no window", transform=ax.get_xaxis_transform(), **box)
+
+
+def _network(config: StudyConfig, table: Table) -> Figure:
+    radius = config.slice_radii[-1]
+    at = {"quantity": "regions_through_layer", "layer": len(config.widths)}
+    at |= {"radius": radius, "dimension": 2}
+    figure, axes = _figure(1, 3, 10.5, 3.9)
+    near, center, gap = axes[0]
+    _over_training(config, table, near, **at)
+    for model in MODELS:
+        values = [table(model=model, epoch=e, kind=CENTROID, **at) for e in config.schedule]
+        style = {"color": COLORS[model], "marker": "D", "linestyle": ":"}
+        _line(config.schedule, values, center, label=NAMES[model], **style)
+    _epoch_axis(center, config)
+    center.legend(frameon=False, fontsize=9)
+    _differences(config, table, gap, **at)
+    for ax in (near, center):
+        ax.set_yscale("log")
+    near.set_ylabel(f"regions, all layers, radius {number(radius)}")
+    near.set_title("near data and off data", fontsize=10)
+    center.set_title("through the batch centroid", fontsize=10)
+    gap.set_ylabel("BN minus no BN, regions")
+    gap.set_title("paired difference", fontsize=10)
+    _legend(figure, near, 4)
+    return figure
+
+
+def _partitions(
+    config: StudyConfig, place: Scene, pictures: Mapping[tuple[str, int], Partition], color: str
+) -> Figure:
+    """Small multiples: a row per network, a column per checkpoint, one colour scale."""
+    times = picture_epochs(config)
+    figure, axes = _figure(len(MODELS), len(times), 3.6 * len(times) + 1.2, 8.2)
+    points = np.concatenate([place.batch, place.points[:2]])
+    a, b = place.labels[:2].tolist()
+    scales = []
+    for row, model in zip(axes, MODELS, strict=True):
+        for ax, epoch in zip(row, times, strict=True):
+            part = pictures[model, epoch]
+            ended = part.status == Status.COMPLETE
+            when = "initialisation" if epoch == 0 else f"epoch {epoch}"
+            count = f"{'' if ended else 'at least '}{part.activation_regions} regions"
+            ax.set_title(f"{NAMES[model]}, {when}: {count}", fontsize=10)
+            ax.grid(visible=False)
+            if not ended and color == "slope":
+                continue
+            pieces = level_set(part, a, minus=b)[0] if ended and a != b else None
+            marks = {"points": points, "centroid": centroid(place.batch), "boundary": pieces}
+            plot_partition(part, ax, color=color, legend=False, rasterized=False, **marks)
+            if color == "slope":
+                scales.append(ax.collections[0])
+    for ax in axes[:-1].flat:
+        ax.set_xlabel("")
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
+    if scales:
+        _one_scale(figure, axes, scales)
+    _picture_legend(figure, axes)
+    return figure
+
+
+def _one_scale(figure: Figure, axes: Any, scales: list[Any]) -> None:
+    values = np.concatenate([scale.get_array() for scale in scales])
+    for scale in scales:
+        scale.set_clim(values.min(), values.max())
+    label = "slope of the logits in the slice (norm, per input unit)"
+    figure.colorbar(scales[0], ax=axes, label=label, shrink=0.6)
+
+
+def _picture_legend(figure: Figure, axes: Any) -> None:
+    """One entry per label of any picture; stages are layers here."""
+    found = {}
+    for ax in axes.flat:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label.replace("cut by stage", "switches in layer"), handle)
+    if found:
+        style = {"frameon": False, "handlelength": 2.2, "ncols": 3, "fontsize": 9}
+        legend = figure.legend(found.values(), found.keys(), loc="outside upper center", **style)
+        for line in legend.get_lines():
+            line.set_linewidth(2)  # in the pictures they are hair lines
+        for patch in legend.legend_handles:
+            if isinstance(patch, LineCollection):
+                patch.set_linewidth(2)
 
 
 def _arrangement(config: StudyConfig, place: Scene, raw: Results, counts: dict) -> Figure:

@@ -123,9 +123,9 @@ def first_layer(
 
 
 def pieces(config: StudyConfig, d: int) -> int:
-    """How often ``measure`` calls ``advance``."""
+    """Steps of one checkpoint: the calls of ``advance`` in ``measure``, and the whole network."""
     deeper = len(config.widths) > 1
-    return len(config.radii) + deeper + len(config.slice_radii) * len(_dimensions(config, d))
+    return 1 + len(config.radii) + deeper + len(config.slice_radii) * len(_dimensions(config, d))
 
 
 def measure(

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxregions.study.config import StudyConfig
+from jaxregions.study.deep import CENTROID_WINDOWS
 from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Summary
-from jaxregions.study.story import deep_radius, epochs, main_radius, number, plus_minus
-from jaxregions.study.table import BATCH, DIFFERENCE, NONE, Table
+from jaxregions.study.story import (
+    WHERE,
+    certificate,
+    deep_radius,
+    epochs,
+    main_radius,
+    number,
+    plus_minus,
+)
+from jaxregions.study.table import BATCH, DIFFERENCE, NONE, PLACES, Table
 
 __all__ = ["overview", "page"]
 
@@ -20,6 +29,9 @@ TITLES = {
     "hits": "Layer 1: hits near data and off data",
     "radius": "Layer 1: hits against the radius",
     "regions": "Layer 1: exact region counts",
+    "network": "All layers: exact region counts",
+    "partitions": "All layers on one slice: regions over training",
+    "slopes": "All layers on one slice: slopes over training",
     "deeper": "Deeper layers inside parent regions",
     "arrangement": "Layer 1 on one slice",
 }
@@ -33,9 +45,10 @@ figure{margin:.6rem 0}img{width:100%;min-width:40rem;height:auto;display:block}
 figcaption{margin-top:.4rem;padding-left:.8rem;border-left:3px solid #0072B2}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;min-width:100%}
 th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;vertical-align:top}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td:first-child{min-width:9rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 dt{font-weight:600;margin-top:.6rem}dd{margin:0 0 0 1rem}
 code{overflow-wrap:anywhere;font-size:.85em}summary{cursor:pointer;font-weight:600}
+.alarm{color:#a00;font-weight:700}
 p.note,.note{color:#555;font-size:.9rem}
 """
 
@@ -54,6 +67,7 @@ def page(
     shown = "".join(
         f"<h2>{text(TITLES[name])}</h2><figure>{_image(figures[name], TITLES[name])}"
         f"<figcaption>{text(sentences[name])}</figcaption></figure>"
+        f"{_stages(config, table) if name == 'network' else ''}"
         for name in order
     )
     return (
@@ -67,9 +81,13 @@ def page(
     )
 
 
-def overview(config: StudyConfig, place: Scene, table: Table) -> list[tuple[str, list[str]]]:
-    """The last checkpoint in one screen: a label, then BN, no BN and their paired difference, near
-    data and off data. Hits of deeper layers come with the share of windows they are averaged over.
+def overview(
+    config: StudyConfig, place: Scene, table: Table
+) -> list[tuple[str, list[tuple[str, list[str]]]]]:
+    """The last checkpoint in one screen, in sections: near data, off data, all layers together.
+
+    Every section has a title and rows: a label, then BN, no BN and their paired difference. Hits of
+    deeper layers come with the share of windows they are averaged over.
     """
     d = place.centers.shape[-1]
     radius, slice_radius = main_radius(config, table, d), config.slice_radii[-1]
@@ -84,22 +102,44 @@ def overview(config: StudyConfig, place: Scene, table: Table) -> list[tuple[str,
         label = f"hits in parent (share), layer {layer}, radius {number(deep)}"
         wanted.append((label, "hits_in_parent", layer, deep, d))
 
-    def cells(quantity: str, layer: int, radius: float, dimension: int) -> list[str]:
-        at = {"epoch": config.epochs, "layer": layer, "radius": radius, "dimension": dimension}
-        values = [
-            table(quantity, model=model, kind=kind, **at)
-            for kind in KINDS
-            for model in (BATCH, NONE, DIFFERENCE)
-        ]
-        if layer == 1:
+    def cells(quantity: str, layer: int, radius: float, k: int, kind: str) -> list[str]:
+        values = _three(config, table, quantity, kind, layer, radius, k)
+        if quantity != "hits_in_parent":
             return [cell(value) for value in values]
         return [f"{cell(v)} ({100 * v.count / config.windows:.0f}%)" for v in values]
 
-    return [(label, cells(name, layer, r, k)) for label, name, layer, r, k in wanted]
+    sections = [
+        (WHERE[kind], [(label, cells(name, n, r, k, kind)) for label, name, n, r, k in wanted])
+        for kind in KINDS
+    ]
+    layers = len(config.widths)
+    whole = [
+        (
+            f"regions {WHERE[kind]}, k = 2, radius {number(slice_radius)}",
+            cells("regions_through_layer", layers, slice_radius, 2, kind),
+        )
+        for kind in PLACES
+    ]
+    return [*sections, ("all layers", whole)]
+
+
+def _three(
+    config: StudyConfig,
+    table: Table,
+    quantity: str,
+    kind: str,
+    layer: int,
+    radius: float,
+    dimension: int,
+    epoch: int | None = None,
+) -> list[Summary]:
+    """BN, no BN, and their difference; by default at the last checkpoint."""
+    at = {"epoch": config.epochs if epoch is None else epoch, "kind": kind, "layer": layer}
+    at |= {"radius": radius, "dimension": dimension}
+    return [table(quantity, model=model, **at) for model in (BATCH, NONE, DIFFERENCE)]
 
 
 COLUMNS = ("BN", "no BN", "difference")
-SECTIONS = (("near data", slice(0, 3)), ("off data", slice(3, 6)))
 
 
 def cell(value: Summary) -> str:
@@ -110,19 +150,61 @@ def cell(value: Summary) -> str:
 
 
 def _overview_table(config: StudyConfig, place: Scene, table: Table) -> str:
-    rows = overview(config, place, table)
-    body = ""
-    for where, columns in SECTIONS:
+    body, said = "", certificate(config, table)
+    for title, rows in overview(config, place, table):
         head = "".join(f'<th class="n">{name}</th>' for name in COLUMNS)
-        body += f"<tr><th>{where}</th>{head}</tr>"
-        for label, values in rows:
-            cells = "".join(f'<td class="n">{value}</td>' for value in values[columns])
-            body += f"<tr><td>{html.escape(label)}</td>{cells}</tr>"
+        body += f"<tr><th>{html.escape(title)}</th>{head}</tr>" + _rows(rows)
     return (
         f'<div class="scroll"><table>{body}</table></div><p class="note">Means per window after '
         f"{epochs(config.epochs)}; ± is the half-width of a 95% interval over windows. The "
         "difference is BN minus no BN, paired: the same windows in both networks. Hits in parent: "
         "deeper layers, over the share of windows that lie in one parent region.</p>"
+        f'<p class="{_loudness(said)}">All layers: {html.escape(said)}.</p>'
+    )
+
+
+def _loudness(said: str) -> str:
+    return "alarm" if said.startswith("WARNING") else "note"
+
+
+def _rows(rows: list[tuple[str, list[str]]]) -> str:
+    return "".join(
+        f"<tr><td>{html.escape(label)}</td>"
+        + "".join(f'<td class="n">{value}</td>' for value in values)
+        + "</tr>"
+        for label, values in rows
+    )
+
+
+def _stages(config: StudyConfig, table: Table) -> str:
+    """Layer by layer, at the first and the last checkpoint, for the largest slice radius."""
+    layers, radius = len(config.widths), config.slice_radii[-1]
+    times = list(dict.fromkeys((0, config.epochs)))
+    names = ["initialisation" if e == 0 else f"after {epochs(e)}" for e in times]
+    body = "<tr><th></th>" + "".join(f'<th class="n" colspan="3">{n}</th>' for n in names) + "</tr>"
+    head = "".join(f'<th class="n">{name}</th>' for _ in times for name in COLUMNS)
+    wanted = [
+        (f"regions of layer{' 1' if n == 1 else f's 1 to {n}'}", "regions_through_layer", n)
+        for n in range(1, layers + 1)
+    ]
+    wanted += [
+        (f"units of layer {n} that switch", "switching_units", n) for n in range(1, layers + 1)
+    ]
+    for kind in PLACES:
+        rows = []
+        for label, quantity, layer in wanted:
+            at = (quantity, kind, layer, radius, 2)
+            rows.append((label, [cell(v) for e in times for v in _three(config, table, *at, e)]))
+        last = _three(config, table, "affine_regions", kind, layers, radius, 2)
+        blank = ["–"] * (3 * (len(times) - 1))
+        rows.append(("affine regions, all layers", blank + [cell(v) for v in last]))
+        body += f"<tr><th>{WHERE[kind]}</th>{head}</tr>" + _rows(rows)
+    return (
+        f'<div class="scroll"><table>{body}</table></div><p class="note">Means per 2-d window of '
+        f"radius {number(radius)}, ± half a 95% interval over windows; difference: BN minus no BN, "
+        "paired. Regions of layers 1 to l: maximal pieces of the window on which no unit of these "
+        "layers switches. Affine regions: neighbouring pieces with the same affine map are one; "
+        "counted at the last checkpoint only.</p>"
     )
 
 
@@ -158,6 +240,7 @@ def _definitions(config: StudyConfig, place: Scene, table: Table, about: dict[st
         table("centroid_distance", model="", epoch=0, layer=0, kind=kind, dimension=d)
         for kind in ("data", "control")
     )
+    middle = min(CENTROID_WINDOWS, config.windows)
     whole = f" For k = {d} the window itself is counted, not a slice." if d <= 3 else ""
     items = {
         "Windows": f"{config.windows} open boxes {{x : |x_j − c_j| < r}} in all {d} input "
@@ -174,6 +257,10 @@ def _definitions(config: StudyConfig, place: Scene, table: Table, about: dict[st
         "Regions": "pieces that the layer-1 hyperplanes cut the window into. More hits need not "
         "mean more regions: with BatchNorm at initialisation all layer-1 hyperplanes meet in the "
         "batch centroid and share that crossing. So the two are reported separately.",
+        "All layers": "the window is cut by the units of every layer, deeper ones along broken "
+        "lines; the regions of the whole network are counted in 2-d windows: the slices (k = 2) "
+        f"near data and off data, and slices through the batch centroid in {middle} of these "
+        "directions. The last are all about one point: their interval is over directions.",
         "Region bracket": f"in {d} dimensions the hits alone prove 1 + m ≤ regions ≤ the sum of "
         "C(m, j), j = 0 … min(d, m), with m distinct hits; for BN near data at radius "
         f"{number(radius)} after {epochs(last)} the bounds average {cell(low)} and "
@@ -187,8 +274,9 @@ def _definitions(config: StudyConfig, place: Scene, table: Table, about: dict[st
         "off data (Euclidean, input units).",
         "What is exact": "each hit, region count and bracket of layer 1, for the stored "
         "parameters, batch and windows: what floating point leaves open is settled in rational "
-        f"arithmetic ({about['rational_arithmetic']}). Deeper "
-        "layers' hits come from float64 linearisations, without that certificate.",
+        f"arithmetic ({about['rational_arithmetic']}). So are the counts of all layers in 2-d "
+        f"windows: {certificate(config, table)}. Deeper layers' hits in full-dimensional windows "
+        "come from float64 linearisations, without that certificate.",
         "What is statistical": "means over windows, with t-intervals (for shares: Wilson "
         "intervals). They describe where windows may fall, for this one pair of networks from one "
         "seed and one mini-batch; they do not describe other seeds. Intervals are at 95% each and "

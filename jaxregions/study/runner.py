@@ -16,7 +16,8 @@ import optax
 from jaxregions import datasets, training
 from jaxregions.datasets import Dataset
 from jaxregions.exact import rational_backend
-from jaxregions.study import figures, measure, report, store, story
+from jaxregions.partitions import Partition
+from jaxregions.study import deep, figures, measure, report, store, story
 from jaxregions.study.config import StudyConfig, activation_named
 from jaxregions.study.measure import Scene
 from jaxregions.study.table import MODELS, Table, tabulate
@@ -66,7 +67,8 @@ def prepare(config: StudyConfig) -> Study:
         for norm in MODELS
     }
     measured = len(config.schedule) * measure.pieces(config, data.x_train.shape[1])
-    return Study(config, data, place, models, len(MODELS) * (config.epochs + 1 + measured) + 1)
+    each = config.epochs + 1 + measured + len(deep.picture_epochs(config))
+    return Study(config, data, place, models, len(MODELS) * each + 1)
 
 
 def run(study: Study, progress: Progress | None = None) -> StudyResult:
@@ -79,11 +81,23 @@ def run(study: Study, progress: Progress | None = None) -> StudyResult:
     store.claim(config)
     progress = progress or _silent
     raw = {norm: _measured(study, norm, progress) for norm in MODELS}
+    pictures = _pictures(study, raw, progress)
     progress("Writing the report", 0)
     table = tabulate(config, study.scene, raw)
-    page = _write(study, table, raw)
+    page = _write(study, table, raw, pictures)
     progress("Done", 1)
     return StudyResult(table, raw, page)
+
+
+def _pictures(study: Study, raw: dict, progress: Progress) -> dict[tuple[str, int], Partition]:
+    """The picture's partition by both models, at a few checkpoints."""
+    drawn = {}
+    for norm, checkpoints in raw.items():
+        for epoch in deep.picture_epochs(study.config):
+            progress(f"Partition at epoch {epoch}", 0)
+            drawn[norm, epoch] = deep.picture(study.scene, study.models[norm], checkpoints[epoch])
+            progress(f"Partition at epoch {epoch}", 1)
+    return drawn
 
 
 def _measured(study: Study, norm: str, progress: Progress) -> dict[int, dict[str, np.ndarray]]:
@@ -132,6 +146,10 @@ def _measured(study: Study, norm: str, progress: Progress) -> dict[int, dict[str
                 planes,
                 lambda: progress(what, 1),
             )
+            net = deep.traced(study.scene, model, checkpoint.variables)
+            found |= deep.count(config, study.scene, net, affine=epoch == config.epochs)
+            progress(what, 1)
+            found |= deep.stored_parameters(checkpoint.variables)
             found["curves"] = np.array(curves, np.float64)
             found |= {f"planes_{f}": getattr(planes, f) for f in ("normal", "point", "offset")}
             training.save_state(store.state_path(config, norm, epoch), checkpoint.state)
@@ -153,7 +171,7 @@ def _measured(study: Study, norm: str, progress: Progress) -> dict[int, dict[str
     return raw
 
 
-def _write(study: Study, table: Table, raw: dict) -> Path:
+def _write(study: Study, table: Table, raw: dict, pictures: dict) -> Path:
     config, root = study.config, Path(study.config.output)
     about = {
         "config": config.results_fields(),
@@ -172,8 +190,8 @@ def _write(study: Study, table: Table, raw: dict) -> Path:
     store.write_text(root / "results.json", json.dumps(described, indent=1, allow_nan=False) + "\n")
     _write_windows(root / "windows.npz", study, raw)
     counts = story.picture_counts(study.scene, raw)
-    drawn = figures.draw(config, study.scene, table, raw, counts, root / "figures")
-    told = story.sentences(config, study.scene, table, counts)
+    drawn = figures.draw(config, study.scene, table, raw, counts, pictures, root / "figures")
+    told = story.sentences(config, study.scene, table, counts, pictures)
     page = root / "index.html"
     store.write_text(page, report.page(config, study.scene, table, drawn, told, about))
     return page
@@ -190,7 +208,11 @@ def _silent(_what: str, _steps: int) -> None:
 
 
 def _write_windows(path: Path, study: Study, raw: dict) -> None:
-    """The raw numbers, (checkpoints, radii, 2, W, ...) for each model, and where they are from."""
+    """The raw numbers, (checkpoints, radii, 2, W, ...) for each model, and where they are from.
+
+    Those through the centroid are (checkpoints, slice radii, C, ...), in the slices spanned by the
+    first two columns of bases[0, :C].
+    """
     config, place = study.config, study.scene
     arrays = {
         "checkpoints": np.array(config.schedule),
@@ -202,7 +224,8 @@ def _write_windows(path: Path, study: Study, raw: dict) -> None:
         "distances": place.distances,
     }
     for norm, checkpoints in raw.items():
-        names = [n for n in checkpoints[0] if n != "curves" and not n.startswith("planes_")]
+        skip = ("curves", "planes_", deep.PARAMETERS)
+        names = [n for n in checkpoints[0] if not n.startswith(skip)]
         for name in names:
             stacked = [checkpoints[epoch][name] for epoch in config.schedule]
             arrays[f"{norm}_{name}"] = np.stack(stacked)

@@ -33,7 +33,17 @@ __all__ = [
     "write_text",
 ]
 
-FIGURES = ("training", "hits", "regions", "deeper", "radius", "arrangement")
+FIGURES = (
+    "training",
+    "hits",
+    "regions",
+    "network",
+    "deeper",
+    "radius",
+    "arrangement",
+    "partitions",
+    "slopes",
+)
 FILES = ("index.html", "results.csv", "results.json", "windows.npz")
 MARK = "config.json"
 _PACKAGES = ("jaxregions", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")

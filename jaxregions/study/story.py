@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxregions.arrangements import count_arrangement
 from jaxregions.hyperplanes import Hyperplanes
+from jaxregions.partitions import Partition
+from jaxregions.regions import Status
 from jaxregions.study.config import StudyConfig, activation_named
 from jaxregions.study.measure import Scene
 from jaxregions.study.statistics import Summary
-from jaxregions.study.table import BATCH, DIFFERENCE, MODELS, NONE, OFFSET, Results, Table
+from jaxregions.study.table import (
+    BATCH,
+    DIFFERENCE,
+    MODELS,
+    NONE,
+    OFFSET,
+    PLACES,
+    Results,
+    Table,
+)
 
 __all__ = [
+    "WHERE",
+    "certificate",
     "compare",
     "deep_radius",
     "epochs",
@@ -29,6 +42,8 @@ __all__ = [
 
 FEWEST = 8  # windows that a comparison needs: t-intervals of fewer counts are unreliable
 NAMES = {BATCH: "BN", NONE: "its twin without BN"}
+WHERE = dict(zip(PLACES, ("near data", "off data", "through the centroid"), strict=True))
+Pictures = Mapping[tuple[str, int], Partition]
 
 
 def number(value: float) -> str:
@@ -145,7 +160,11 @@ def picture_counts(place: Scene, raw: Results) -> dict[tuple[str, int], int]:
 
 
 def sentences(
-    config: StudyConfig, place: Scene, table: Table, counts: dict[tuple[str, int], int]
+    config: StudyConfig,
+    place: Scene,
+    table: Table,
+    counts: dict[tuple[str, int], int],
+    pictures: Pictures,
 ) -> dict[str, str]:
     """One sentence for each figure, by the figure's name."""
     d = place.centers.shape[-1]
@@ -154,6 +173,9 @@ def sentences(
         "hits": _hits(config, table, d),
         "radius": _radius(config, table, d),
         "arrangement": _arrangement(config, place, counts),
+        "network": _network(config, table),
+        "partitions": _partitions(place, pictures),
+        "slopes": _slopes(pictures),
     }
     if any(k <= d for k in config.slice_dimensions):
         told["regions"] = _regions(config, table, d)
@@ -281,6 +303,85 @@ def _arrangement(config: StudyConfig, place: Scene, counts: dict[tuple[str, int]
         f"regions in this window: {found}; the batch centroid, on which BN centres its "
         f"hyperplanes, {where} the slice; one slice, so "
         "no statistic"
+    )
+
+
+def _network(config: StudyConfig, table: Table) -> str:
+    radius, layers = config.slice_radii[-1], len(config.widths)
+    at = {"model": DIFFERENCE, "radius": radius, "dimension": 2, "layer": layers}
+    parts = []
+    for kind in PLACES:
+        end = table("regions_through_layer", epoch=config.epochs, kind=kind, **at)
+        parts.append(f"{WHERE[kind]} {_bn_or_not(end, 'regions')}")
+    start = table("regions_through_layer", epoch=0, kind="data", **at)
+    first = (
+        f"at initialisation, near data, {_bn_or_not(start, 'regions')}; " if config.epochs else ""
+    )
+    return (
+        f"exact regions of the whole network in 2-d windows of radius {number(radius)}: {first}"
+        f"after {epochs(config.epochs)}, {'; '.join(parts)}; {certificate(config, table)}"
+    )
+
+
+def certificate(config: StudyConfig, table: Table) -> str:
+    """What share of the whole-network counts is certified: all of them, or it is said loudly."""
+    shares = [
+        table(
+            "share_exact",
+            model=m,
+            epoch=e,
+            kind=k,
+            layer=len(config.widths),
+            radius=r,
+            dimension=2,
+        )
+        for m in MODELS
+        for e in config.schedule
+        for k in PLACES
+        for r in config.slice_radii
+    ]
+    every = sum(s.count for s in shares)
+    exact = sum(round(s.mean * s.count) for s in shares)
+    if exact == every:
+        return f"100% of the {every} counts (all checkpoints, radii and networks) are certified"
+    return (
+        f"WARNING: only {100 * exact / every:.1f}% of the {every} counts are certified; the other "
+        f"{every - exact} had too many regions, are left out of all means, and so the means are "
+        "too low"
+    )
+
+
+def _partitions(place: Scene, pictures: Pictures) -> str:
+    found = []
+    for model in MODELS:
+        each = [p for (m, _), p in pictures.items() if m == model]
+        texts = [
+            f"{'' if p.status == Status.COMPLETE else 'at least '}{p.activation_regions}"
+            for p in each
+        ]
+        found.append(f"{NAMES[model]} {_listed(texts)}")
+    return (
+        f"{_slice(place)}; exact regions of the whole network in this window, in the order of the "
+        f"pictures: {'; '.join(found)}; one slice, so no statistic"
+    )
+
+
+def _slopes(pictures: Pictures) -> str:
+    ended = all(p.status == Status.COMPLETE for p in pictures.values())
+    return (
+        "the same slice, each region by the size of the network's slope within the slice "
+        "(Frobenius norm of the logits' derivative), one colour scale for all"
+        f"{'' if ended else '; WARNING: pictures with too many regions are left empty'}"
+    )
+
+
+def _slice(place: Scene) -> str:
+    a, b = place.labels[:2].tolist()
+    if a == b:
+        return f"the slice through the batch centroid and two held-out points, both of class {a}"
+    return (
+        f"the slice through the batch centroid and two held-out points (classes {a} and {b}); "
+        f"thick: where, if anywhere in it, the logits of {a} and {b} are equal"
     )
 
 

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from jaxregions.study.config import StudyConfig
+from jaxregions.study.deep import CENTROID
 from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Row, Summary, proportion, summarize, unpaired
 
-__all__ = ["BATCH", "DIFFERENCE", "MODELS", "NONE", "OFFSET", "Table", "tabulate"]
+__all__ = ["BATCH", "DIFFERENCE", "MODELS", "NONE", "OFFSET", "PLACES", "Table", "tabulate"]
 
 MODELS = BATCH, NONE = ("batch", "none")
 DIFFERENCE = "batch - none"
 OFFSET = "data - control"
+PLACES = (*KINDS, CENTROID)  # of the slices in which the whole network is counted
 CURVES = (("train", "loss"), ("train", "accuracy"), ("test", "loss"), ("test", "accuracy"))
 
 Raw = Mapping[str, np.ndarray]
@@ -49,7 +51,8 @@ def tabulate(config: StudyConfig, place: Scene, results: Results) -> Table:
 
     ``batch - none`` pairs the models window by window. ``data - control`` compares two independent
     sets of windows. Deeper layers' hits are averaged over the windows that lie in one parent
-    region; their difference pairs the windows where that holds for both models.
+    region; their difference pairs the windows where that holds for both models. Likewise, counts
+    of the whole network are averaged over the windows that were counted to the end.
     """
     rows = list(_distances(place))
     for model in MODELS:
@@ -58,6 +61,7 @@ def tabulate(config: StudyConfig, place: Scene, results: Results) -> Table:
         raws = {model: results[model][epoch] for model in MODELS}
         rows += _layer_one(config, place, epoch, raws)
         rows += _deeper(config, place, epoch, raws)
+        rows += _network(config, epoch, raws)
     return Table(rows)
 
 
@@ -124,6 +128,43 @@ def _deeper(config: StudyConfig, place: Scene, epoch: int, raws: Mapping[str, Ra
                 gap = summarize(_minus(hits[BATCH][j], hits[NONE][j])[both])
                 labels = (DIFFERENCE, kind)
                 yield _row(epoch, layer, labels, radius, d, "hits_in_parent", gap)
+
+
+def _network(config: StudyConfig, epoch: int, raws: Mapping[str, Raw]):
+    """Layer l: of layers 1, ..., l for regions, of layer l for switching units."""
+    layers = len(config.widths)
+    for i, radius in enumerate(config.slice_radii):
+        for place in PLACES:
+            found = {model: _counted(raws[model], place, i) for model in MODELS}
+            exact = {model: found[model]["exact"] for model in MODELS}
+            for model in MODELS:
+                share = proportion(exact[model])
+                yield _row(epoch, layers, (model, place), radius, 2, "share_exact", share)
+            for quantity, layer, values in _network_values(found, layers, epoch == config.epochs):
+                for model in MODELS:
+                    mean = summarize(values[model][exact[model]])
+                    yield _row(epoch, layer, (model, place), radius, 2, quantity, mean)
+                both = exact[BATCH] & exact[NONE]
+                gap = summarize(_minus(values[BATCH], values[NONE])[both])
+                yield _row(epoch, layer, (DIFFERENCE, place), radius, 2, quantity, gap)
+
+
+def _counted(raw: Raw, place: str, i: int) -> dict[str, np.ndarray]:
+    names = ("regions", "hits", "affine", "log_density", "exact")
+    if place == CENTROID:
+        return {name: raw[f"centroid_{name}"][i] for name in names}
+    return {name: raw[f"network_{name}"][i, KINDS.index(place)] for name in names}
+
+
+def _network_values(found: Mapping[str, Raw], layers: int, last: bool):
+    for layer in range(1, layers + 1):
+        for name, quantity in (("regions", "regions_through_layer"), ("hits", "switching_units")):
+            yield quantity, layer, {m: found[m][name][:, layer - 1] for m in MODELS}
+    whole = {"log_density": "log_density_through_layer"}
+    if last:
+        whole["affine"] = "affine_regions"
+    for name, quantity in whole.items():
+        yield quantity, layers, {m: found[m][name] for m in MODELS}
 
 
 def _row(epoch, layer, labels, radius, dimension, quantity, summary) -> Row:
