@@ -10,7 +10,13 @@ from jaxregions.batchnorm import (
     without_batchnorm,
 )
 from jaxregions.density import log_density
-from jaxregions.depth import StageHits, pull_back, stage_hits
+from jaxregions.depth import (
+    CriticalScales,
+    StageHits,
+    critical_scales,
+    pull_back,
+    stage_hits,
+)
 from jaxregions.hyperplanes import (
     HitCounts,
     Hyperplanes,
@@ -30,6 +36,7 @@ __all__ = [
     "ArrangementCounts",
     "BatchHyperplanes",
     "CPAFunction",
+    "CriticalScales",
     "HitCounts",
     "Hyperplanes",
     "NotPiecewiseAffineError",
@@ -46,6 +53,7 @@ __all__ = [
     "count_arrangement",
     "count_hits",
     "count_regions",
+    "critical_scales",
     "dense_hyperplanes",
     "distances",
     "level_set",

@@ -13,22 +13,25 @@ PATIENCE = 2.0  # seconds before a bar appears
 
 
 @contextmanager
-def watching(windows: int, wanted: bool | None) -> Iterator[Callable[[int, int], None]]:
-    """Yields watch(finished windows, cells so far), which draws a bar on stderr.
+def watching(
+    total: int, wanted: bool | None, *, of: str = "windows"
+) -> Iterator[Callable[..., None]]:
+    """Yields watch(finished, cells so far = None), which draws a bar on stderr.
 
     Args:
+      total: what there is to finish, counted in ``of``.
       wanted: None: once the call has lasted ``PATIENCE`` seconds, if stderr is a terminal.
     """
     start, bar = time.monotonic(), None
     wanted = sys.stderr.isatty() if wanted is None else wanted
 
-    def watch(done: int, cells: int) -> None:
+    def watch(done: int, cells: int | None = None) -> None:
         nonlocal bar
         if not wanted or (bar is None and time.monotonic() - start < PATIENCE):
             return
         if bar is None:
-            bar = _bar(windows)
-        bar[0].update(bar[1], completed=done, cells=f"{cells:,} cells")
+            bar = _bar(total, of)
+        bar[0].update(bar[1], completed=done, cells="" if cells is None else f"{cells:,} cells")
 
     try:
         yield watch
@@ -37,7 +40,7 @@ def watching(windows: int, wanted: bool | None) -> Iterator[Callable[[int, int],
             bar[0].stop()
 
 
-def _bar(windows: int):
+def _bar(total: int, of: str):
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -50,4 +53,4 @@ def _bar(windows: int):
     )
     progress = Progress(*columns, console=Console(stderr=True))
     progress.start()
-    return progress, progress.add_task("windows", total=windows, cells="")
+    return progress, progress.add_task(of, total=total, cells="")

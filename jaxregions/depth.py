@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxregions._progress import watching
 from jaxregions._records import is_traced, require_finite
 from jaxregions.hyperplanes import Hyperplanes
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["StageHits", "pull_back", "stage_hits"]
+__all__ = ["CriticalScales", "StageHits", "critical_scales", "pull_back", "stage_hits"]
 
-_BYTES = 128 << 20  # working set of one step over windows
+_BYTES = 128 << 20  # working set of one step over windows and directions
+_STEPS = 16  # most steps over directions that one call takes, between two looks at the progress bar
 
 
 class StageHits(NamedTuple):
@@ -32,7 +35,20 @@ class StageHits(NamedTuple):
     in_parent: Any
 
 
-def pull_back(net: CPAFunction, x: Any, *, stage: int) -> Hyperplanes:
+class CriticalScales(NamedTuple):
+    """The factors on a window's radii at which units begin to refine it.
+
+    scales: per stage (..., units), the critical factor of each unit; inf for one that never does.
+    limit: (..., S), the smallest factor of any earlier stage; inf for the first stage. The window
+        scaled by t lies in one parent region of stage s exactly when t <= limit[..., s], and the
+        factors of stage s hold that far.
+    """
+
+    scales: tuple[Any, ...]
+    limit: Any
+
+
+def pull_back(net: CPAFunction, x: Any, *, stage: int, rows: Any = None) -> Hyperplanes:
     """A stage's switching hyperplanes in input coordinates, around the point x.
 
     Inside the parent region of x the switching values are z(x) + J (y - x): normals J, the rows of
@@ -43,9 +59,12 @@ def pull_back(net: CPAFunction, x: Any, *, stage: int) -> Hyperplanes:
       net: from ``jr.trace``.
       x: (*input_shape), an interior point of its parent region.
       stage: 0 .. number of stages - 1.
+      rows: None: all switching values of the stage. (m,) integers: these only, by m
+        vector-Jacobian products in bounded memory; of a large network J itself does not fit.
 
     Raises:
-      ValueError: a point of another shape, a point that is not finite, a stage that does not exist.
+      ValueError: a point of another shape, a point that is not finite, a stage or row that does
+        not exist.
 
     Source: README, "The mathematics", transfer through depth.
     """
@@ -55,25 +74,59 @@ def pull_back(net: CPAFunction, x: Any, *, stage: int) -> Hyperplanes:
     if np.shape(x) != net.input_shape:
         raise ValueError(f"x: expected shape {net.input_shape}, received {np.shape(x)}")
     require_finite(x, "x")
+    if rows is not None:
+        rows = _existing(rows, net.stages[stage].size) + sum(s.size for s in net.stages[:stage])
     if is_traced(x) or net.is_traced:
-        return Hyperplanes(*_linearised(net, jnp.ravel(x), stage))
+        flat = jnp.ravel(x)
+        found = _linearised(net, flat, stage) if rows is None else _rows(net, flat, rows)
+        return _around(flat, *found)
     with jax.enable_x64(True):
         flat = np.asarray(x, np.float64).ravel()
-        return Hyperplanes(*map(np.asarray, net.jitted(_linearised, static=(1,))(flat, stage)))
+        if rows is None:
+            found = net.jitted(_linearised, static=(1,))(flat, stage)
+            return _around(flat, *map(np.asarray, found))
+        step = max(1, min(_together(net), len(rows)))
+        normal, value = np.zeros((len(rows), flat.size)), np.zeros(len(rows))
+        for first in range(0, len(rows), step):
+            # The last step is filled up, so that all steps have one shape.
+            some = np.minimum(first + np.arange(step), len(rows) - 1)
+            normal[some], value[some] = net.jitted(_rows)(flat, rows[some])
+        return _around(flat, normal, value)
 
 
-def _linearised(net: CPAFunction, flat: Any, stage: int) -> tuple[Any, Any, Any]:
-    """(J, x, -z) of one stage."""
+def _existing(rows: Any, size: int) -> np.ndarray:
+    found = np.asarray(rows)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or ((found < 0) | (found >= size)).any():
+        raise ValueError(f"rows: expected (m,) integers from 0 to {size - 1}, received {rows}")
+    return found.astype(np.int64)
+
+
+def _around(flat: Any, normal: Any, value: Any) -> Hyperplanes:
+    return Hyperplanes(normal, flat, -value[:, None])
+
+
+def _linearised(net: CPAFunction, flat: Any, stage: int) -> tuple[Any, Any]:
+    """(J, z) of one stage."""
 
     def values(point):
         return net.switching_values(point.reshape(net.input_shape))[stage]
 
     wide = net.stages[stage].size > flat.size
-    normal = (jax.jacfwd if wide else jax.jacrev)(values)(flat)
-    return normal, flat, -values(flat)[:, None]
+    return (jax.jacfwd if wide else jax.jacrev)(values)(flat), values(flat)
 
 
-def stage_hits(net: CPAFunction, windows: Window) -> StageHits:
+def _rows(net: CPAFunction, flat: Any, rows: Any) -> tuple[Any, Any]:
+    """(J, z) of these switching values, counted through all stages."""
+
+    def values(point):
+        return jnp.concatenate(net.switching_values(point.reshape(net.input_shape)))
+
+    value, pull = jax.vjp(values, flat)
+    unit = jax.nn.one_hot(jnp.asarray(rows), len(value), dtype=value.dtype)
+    return jax.vmap(lambda u: pull(u)[0])(unit), value[jnp.asarray(rows)]
+
+
+def stage_hits(net: CPAFunction, windows: Window, *, progress: bool | None = None) -> StageHits:
     """Units of every stage that refine each window, by the criterion of the parent region.
 
     Stage s, valid when the whole window lies in its parent region:
@@ -81,69 +134,209 @@ def stage_hits(net: CPAFunction, windows: Window) -> StageHits:
         |z_i(c)| < sum_j r_j |(J B)_ij|,
 
     z the switching values at the window's centre and J their Jacobian, from k Jacobian-vector
-    products. float64, not certified: a decision within rounding of a tie can go either way (the
-    first layer's exact decisions are ``count_hits``). Under jit or vmap of the windows or of what
-    the network closes over: traced arrays, in the windows' precision.
+    products in bounded memory (J is never stored). float64, not certified: a decision within
+    rounding of a tie can go either way (the first layer's exact decisions are ``count_hits``).
+    Under jit or vmap of the windows or of what the network closes over: traced arrays, in the
+    windows' precision.
 
     Args:
       net: from ``jr.trace``.
       windows: flat centres (..., d) with d the size of an input; full-dimensional or slices.
+      progress: draw a bar; default: on a terminal, for calls that last.
 
     Raises:
       ValueError: windows of another input dimension.
 
     Source: README, "The mathematics", transfer through depth.
     """
+    hits = _measured(net, windows, _hits, progress)[0]
+    before = hits.cumsum(axis=-1) - hits
+    xp = jnp if is_traced(hits) else np
+    return StageHits(xp.where(before == 0, hits, -1), before == 0)
+
+
+def critical_scales(
+    net: CPAFunction, windows: Window, *, progress: bool | None = None
+) -> CriticalScales:
+    """How far each window can be scaled before each unit refines it.
+
+    The window with radii t r is refined by unit i, inside its parent region, exactly when t > t_i:
+
+        t_i = min |z(c)| / sum_j r_j |(J B)_j|   over the unit's switching values z,
+
+    J their Jacobian at the centre. With r = 1 that is the l_inf distance from the centre to the
+    unit's nearest pulled-back hyperplane. So the hits of stage s at every t <= limit[..., s] follow
+    by counting, ``(scales[s] < t).sum(axis=-1)``, and agree with ``stage_hits``. The factors of a
+    unit beyond the limit are those of the map that is affine near the centre. float64, not
+    certified; traced as in ``stage_hits``.
+
+    Args:
+      net: from ``jr.trace``.
+      windows: flat centres (..., d) with d the size of an input; full-dimensional or slices.
+      progress: draw a bar; default: on a terminal, for calls that last.
+
+    Raises:
+      ValueError: windows of another input dimension.
+
+    Source: README, "The mathematics", transfer through depth.
+    """
+    scales = _measured(net, windows, _scales, progress)
+    xp = jnp if is_traced(scales) else np
+    smallest = [xp.full(windows.batch_shape, xp.inf, dtype=s.dtype) for s in scales[:1]]
+    for stage in scales[:-1]:
+        smallest.append(xp.minimum(smallest[-1], stage.min(axis=-1, initial=xp.inf)))
+    none = xp.zeros((*windows.batch_shape, 0))
+    return CriticalScales(scales, xp.stack(smallest, axis=-1) if scales else none)
+
+
+# Reaches -----------------------------------------------------------------------------------------
+#
+# The reach of a switching value over a window is sum_j r_j |(J B)_j|, summed over a few directions
+# at a time.
+
+Finish = Callable[[CPAFunction, Any, Any], tuple[Any, ...]]
+
+
+def _scales(net: CPAFunction, values: Any, reach: Any) -> tuple[Any, ...]:
+    """Per stage (windows, units). In floating point too, |z| / reach < 1 exactly if |z| < reach."""
+
+    def one(value, reached, stage):
+        scale = jnp.where(reached > 0, abs(value) / reached, jnp.inf)
+        if np.array_equal(stage.unit, np.arange(stage.size)):
+            return scale
+        return jax.ops.segment_min(scale.T, stage.unit, stage.units).T
+
+    return tuple(map(one, values, reach, net.stages))
+
+
+def _hits(net: CPAFunction, values: Any, reach: Any) -> tuple[Any, ...]:
+    """(windows, S) in a tuple."""
+    scales = _scales(net, values, reach)
+    return (jnp.stack([(s < 1).sum(axis=-1) for s in scales], axis=-1),)
+
+
+def _measured(
+    net: CPAFunction, windows: Window, finish: Finish, progress: bool | None
+) -> tuple[Any, ...]:
+    """finish(values, reach) of all windows, each result (..., m)."""
     d = math.prod(net.input_shape)
     if windows.input_dimension != d:
         raise ValueError(
             f"expected windows in {d} dimensions (inputs of shape {net.input_shape}), received "
             f"{windows.input_dimension}"
         )
-    if is_traced(windows) or net.is_traced:
-        return _all_windows(net, windows)
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda v: np.asarray(v, np.float64), windows)
-        hits, in_parent = map(np.asarray, net.jitted(_all_windows)(wide))
-        return StageHits(hits.astype(np.int64), in_parent)
+    shape = windows.batch_shape
+    traced = is_traced(windows) or net.is_traced
+    if not net.stages:
+        none = (jnp if traced else np).zeros((*shape, 0), int)
+        return (none,) if finish is _hits else ()
+    if traced:
+        found = _all_windows(net, windows.reshape(-1), finish)
+    else:
+        with jax.enable_x64(True):
+            wide = jax.tree.map(lambda v: np.asarray(v, np.float64), windows)
+            found = _in_steps(net, wide.reshape(-1), finish, progress)
+    return tuple(v.reshape(*shape, v.shape[-1]) for v in found)
 
 
-def _all_windows(net: CPAFunction, windows: Window) -> StageHits:
-    shape, stages, flat = windows.batch_shape, len(net.stages), windows.reshape(-1)
-    if not stages:
-        return StageHits(jnp.zeros((*shape, 0), int), jnp.ones((*shape, 0), bool))
-    points = flat.points(jnp.zeros(flat.dimension, flat.center.dtype))
-    width = sum(s.size for s in net.stages) + points.shape[-1]
-    step = max(1, _BYTES // (8 * 4 * width))
+def _together(net: CPAFunction) -> int:
+    """How many tangents of the whole network fit in the working set."""
+    width = sum(s.size for s in net.stages) + math.prod(net.input_shape)
+    return max(1, _BYTES // (8 * 4 * width))
+
+
+def _plan(net: CPAFunction, count: int, k: int) -> tuple[int, int]:
+    """Windows a step, the same number in all of them, and directions a step."""
+    steps = max(1, -(-count // _together(net)))
+    rows = max(1, -(-count // steps))
+    return rows, max(1, min(k, _together(net) // rows))
+
+
+def _operands(flat: Window) -> tuple[Any, Any, Any]:
+    """Centres (n, d), radii (n, k), bases: None, (d, k) or (n, d, k)."""
+    zero = (np if isinstance(flat.center, np.ndarray) else jnp).zeros(flat.dimension)
+    return flat.points(zero.astype(flat.center.dtype)), flat.radii(), flat.basis
+
+
+def _in_steps(
+    net: CPAFunction, flat: Window, finish: Finish, progress: bool | None
+) -> tuple[np.ndarray, ...]:
+    """The results of known windows, from calls of one shape each."""
+    (points, radii, bases), k = _operands(flat), flat.dimension
+    count = len(points)
+    rows, chunk = _plan(net, count, k)
+    calls = -(-k // (chunk * _STEPS))
+    axes = np.arange(calls * -(-k // (chunk * calls)) * chunk).reshape(calls, -1, chunk)
+    advance = net.jitted(_advanced, static=(0,))
+    found = []
+    with watching(count * k, progress, of="directions") as watch:
+        for first in range(0, count, rows):
+            some = (first + np.arange(rows)) % count  # the last step is filled up
+            basis = bases if bases is None or bases.ndim == 2 else bases[some]
+            window = points[some], radii[some], basis
+            results, reach = (), None
+            if calls > 1:
+                reach = tuple(np.zeros((rows, s.size)) for s in net.stages)
+            for call in axes:
+                results, reach = jax.block_until_ready(advance(finish, reach, *window, call))
+                watch(first * k + min(rows, count - first) * min(k, int(call[-1, -1]) + 1))
+            found.append([np.asarray(v)[: count - first] for v in results])
+    if not found:
+        empty = [np.zeros((0, s.size)) for s in net.stages]
+        found = [finish(net, empty, empty)]
+    return tuple(np.concatenate(column) for column in zip(*found, strict=True))
+
+
+def _all_windows(net: CPAFunction, flat: Window, finish: Finish) -> tuple[Any, ...]:
+    """The same of traced windows or a traced network, in one piece."""
+    (points, radii, bases), k = _operands(flat), flat.dimension
+    rows, chunk = _plan(net, len(points), k)
+    axes = np.arange(-(-k // chunk) * chunk).reshape(-1, chunk)
+    own = [bases] if bases is not None and bases.ndim == 3 else []
 
     def one(operands):
         center, radius, *basis = operands
-        return _one_window(net, center, radius, basis[0] if basis else flat.basis)
+        basis = basis[0][None] if basis else bases
+        found, _ = _advanced(net, finish, None, center[None], radius[None], basis, axes)
+        return tuple(v[0] for v in found)
 
-    own = [] if flat.basis is None or flat.basis.ndim == 2 else [flat.basis]
-    operands = (points, flat.radii(), *own)
-    hits = jax.lax.map(one, operands, batch_size=min(step, max(1, len(points))))
-    before = jnp.cumsum(hits, axis=1) - hits
-    hits = jnp.where(before == 0, hits, -1)
-    return StageHits(hits.reshape(*shape, stages), (before == 0).reshape(*shape, stages))
+    return jax.lax.map(one, (points, radii, *own), batch_size=rows)
 
 
-def _one_window(net: CPAFunction, center: Any, radius: Any, basis: Any) -> Any:
-    """Hits of every stage in one window, (S,), each by its linearisation at the centre."""
+def _advanced(
+    net: CPAFunction, finish: Finish, reach: Any, centers: Any, radii: Any, bases: Any, axes: Any
+) -> tuple[tuple[Any, ...], Any]:
+    """Results of the directions so far, and their reach; axes (steps, chunk) are the next ones.
+
+    One function for all calls, so that it is compiled once; reach None: the only call.
+    """
+    own = 0 if bases is not None and bases.ndim == 3 else None
+    start = reach
+    if reach is None:
+        start = tuple(jnp.zeros((len(centers), s.size), centers.dtype) for s in net.stages)
+    over_windows = jax.vmap(lambda *w: _one_window(net, *w), in_axes=(0, 0, 0, own, None))
+    values, after = over_windows(start, centers, radii, bases, axes)
+    return finish(net, values, after), None if reach is None else after
+
+
+def _one_window(
+    net: CPAFunction, reach: Any, center: Any, radius: Any, basis: Any, axes: Any
+) -> tuple[Any, Any]:
+    """Switching values at the centre, and reach plus what the axes add to it."""
 
     def values(flat):
         return net.switching_values(flat.reshape(net.input_shape))
 
-    def add_axis(j, reach):
-        direction = jnp.zeros_like(center).at[j].set(1.0) if basis is None else basis[:, j]
-        _, slopes = jax.jvp(values, (center,), (direction,))
-        return tuple(r + radius[j] * abs(s) for r, s in zip(reach, slopes, strict=True))
+    at_center, slopes_along = jax.linearize(values, center)
+    k = radius.shape[0]
 
-    at_center = values(center)
-    start = tuple(jnp.zeros_like(v) for v in at_center)
-    reach = jax.lax.fori_loop(0, radius.shape[0], add_axis, start)
-    counts = [
-        jax.ops.segment_max((abs(v) < r).astype(int), stage.unit, stage.units).sum()
-        for v, r, stage in zip(at_center, reach, net.stages, strict=True)
-    ]
-    return jnp.stack(counts)
+    def add(reach, axis):
+        weight = jnp.where(axis < k, radius[jnp.minimum(axis, k - 1)], 0)
+        if basis is None:
+            directions = jax.nn.one_hot(axis, k, dtype=center.dtype)
+        else:
+            directions = basis[:, jnp.minimum(axis, k - 1)].T
+        slopes = jax.vmap(slopes_along)(directions)
+        return tuple(r + weight @ abs(s) for r, s in zip(reach, slopes, strict=True)), None
+
+    return at_center, jax.lax.scan(add, reach, axes)[0]

@@ -108,7 +108,12 @@ PHIS = {
 }
 
 
-@pytest.mark.parametrize("name", PHIS)
+def some_slow(names, quick):
+    """All names as parameters, those that are not ``quick`` marked slow."""
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", some_slow(PHIS, ("relu", "hard_tanh", "x sign(x)", "shrink")))
 def test_activation(name):
     net = jr.trace(mlp(PHIS[name], (3, 6, 5, 4, 2)), np.zeros(3))
     points = on_hyperplanes(net, RNG(1).normal(size=(12, 3)))
@@ -140,7 +145,7 @@ MODELS["Pooled"] = Pooled(), IMAGES, ()
 MODELS["SmallResNet"] = zoo.SmallResNet(channels=(2, 3)), IMAGES[:, :4, :4], ()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", some_slow(MODELS, ("Mlp", "Pooled")))
 def test_model_conditioned_on_a_batch(name):
     model, batch, args = MODELS[name]
     f = jr.condition(model, linen_variables(model, batch, *args), batch, *args)

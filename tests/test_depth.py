@@ -228,6 +228,20 @@ def test_pull_back_of_images_is_flat():
     np.testing.assert_allclose(planes.offset[5], -(patch * image).sum(), atol=1e-13)
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_some_rows_of_a_pull_back(stage, monkeypatch):
+    x, rows = np.array([0.3, -0.7, 0.2]), [4, 0, 3, 4, 1]
+    whole = jr.pull_back(NET, x, stage=stage)
+    net = jr.trace(lambda x: forward(x)[0], np.zeros(D))
+    monkeypatch.setattr(depth, "_BYTES", 2 * 8 * 4 * 15)  # two rows a step
+    some = jr.pull_back(net, x, stage=stage, rows=rows)
+    np.testing.assert_allclose(some.normal, whole.normal[rows], rtol=1e-13, atol=1e-14)
+    np.testing.assert_array_equal(some.offset, whole.offset[rows])
+    assert jr.pull_back(net, x, stage=stage, rows=np.zeros(0, int)).normal.shape == (0, D)
+    traced = jax.jit(lambda x: jr.pull_back(net, x, stage=stage, rows=rows).normal)(jnp.float32(x))
+    np.testing.assert_allclose(traced, whole.normal[rows], rtol=1e-4, atol=1e-5)
+
+
 # Under jit ---------------------------------------------------------------------------------------
 
 
@@ -291,6 +305,13 @@ def test_point_must_be_finite(x):
         jr.pull_back(NET, np.array(x), stage=0)
 
 
-def test_windows_of_another_dimension():
+@pytest.mark.parametrize("rows", [[6], [-1], [0.5], 3, [[0]]])
+def test_rows_that_do_not_exist(rows):
+    with pytest.raises(ValueError, match=r"rows: expected \(m,\) integers from 0 to 5"):
+        jr.pull_back(NET, np.zeros(D), stage=1, rows=rows)
+
+
+@pytest.mark.parametrize("function", [jr.stage_hits, depth.critical_scales])
+def test_windows_of_another_dimension(function):
     with pytest.raises(ValueError, match=r"windows in 3 dimensions .* received 4"):
-        jr.stage_hits(NET, jr.Window(np.zeros(4), 1.0))
+        function(NET, jr.Window(np.zeros(4), 1.0))

@@ -1,6 +1,5 @@
 """The window criterion against fractions, sampling and memory limits."""
 
-import resource
 import subprocess
 import sys
 from fractions import Fraction
@@ -244,7 +243,7 @@ def test_same_shapes_trace_once():
 def test_large_problem_stays_within_two_gigabytes():
     """10^5 windows x 1024 units at d = 64 in float32, in a process of its own."""
     script = """
-import resource, numpy as np, jaxregions as jr
+import resource, sys, numpy as np, jaxregions as jr
 from jaxregions.hyperplanes import Hyperplanes, count_hits
 rng = np.random.default_rng(0)
 planes = Hyperplanes(rng.normal(size=(1024, 64)), np.zeros(64), np.zeros((1024, 1)))
@@ -253,12 +252,15 @@ counts = count_hits(planes, jr.Window(centers, 0.02))
 some = slice(0, 200)
 value = np.abs(np.float64(centers[some]) @ planes.normal.T)
 assert (counts.hits[some] == (value < 0.02 * np.abs(planes.normal).sum(1)).sum(1)).all()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+if sys.platform == "darwin":
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+else:  # ru_maxrss counts the process that forked this one too
+    status = dict(line.split(":") for line in open("/proc/self/status"))
+    peak = int(status["VmHWM"].split()[0]) * 1024
+print(peak)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert int(run.stdout) * unit < 2 << 30
-    assert resource.RUSAGE_SELF == 0  # the child measured itself, not this process
+    assert 1 << 26 < int(run.stdout) < 2 << 30
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,15 @@ STRANGERS = ({"theory", "refinement"}, {"zoo", "datasets"})  # of one row, and y
 AT_MOST = {
     "activations": set(),
     "density": {"windows"},
-    "plotting": {"exact", "_records", "activations", "windows", "hyperplanes", "regions", "partitions"},
+    "plotting": {
+        "exact",
+        "_records",
+        "activations",
+        "windows",
+        "hyperplanes",
+        "regions",
+        "partitions",
+    },
     "verification": {"exact", "tracing"},
 }
 HEAVY = ("matplotlib", "sklearn", "rich", "typer", "jaxregions.zoo")

@@ -18,8 +18,7 @@ from jaxregions.tracing.structure import Structure
 def mlp(seed, slope=0.0, sizes=(3, 5, 4), scale=1.0):
     rng = np.random.default_rng(seed)
     layers = [
-        (scale * rng.normal(size=(b, a)), rng.normal(size=b))
-        for a, b in itertools.pairwise(sizes)
+        (scale * rng.normal(size=(b, a)), rng.normal(size=b)) for a, b in itertools.pairwise(sizes)
     ]
 
     def f(x):

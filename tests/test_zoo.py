@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batchnorm_models import linen_variables
 from scipy.signal import correlate
 from scipy.stats import kstest
 
 from jaxregions import activations as act
-from jaxregions.zoo import MLP, SmallCNN, SmallResNet
+from jaxregions.zoo import MLP, ResNet18, SmallCNN, SmallResNet
 
 MODELS = [MLP, SmallCNN, SmallResNet]
 
@@ -125,6 +126,36 @@ def test_resnet_is_residual_blocks():
     np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_resnet18_is_stem_pool_and_eight_blocks():
+    """Against scipy's correlation; the overlapping max-pool pads by one on every side."""
+    x = images(2, 9, 8, 3)
+    model = ResNet18(width=2, num_outputs=3, norm="none")
+    variables = linen_variables(model, x)
+    with jax.enable_x64(True):
+        out = np.asarray(jax.jit(model.apply)(variables, jnp.asarray(x)))
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables["params"])
+    around = [(0, 0), (1, 1), (1, 1), (0, 0)]
+    h = pool(np.pad(relu(conv(p["stem"], x)), around, constant_values=-np.inf), 3, np.max)
+    for block in range(8):
+        stride, name = 2 if block in (2, 4, 6) else 1, f"block_{block}"
+        shortcut = conv(p[f"{name}_shortcut"], h, stride) if stride == 2 else h
+        inner = relu(conv(p[f"{name}_conv_0"], h, stride))
+        h = relu(conv(p[f"{name}_conv_1"], inner) + shortcut)
+    assert h.shape == (2, 1, 1, 16)
+    np.testing.assert_allclose(out, dense(p["output"], h.mean(axis=(1, 2))), rtol=1e-11, atol=1e-11)
+
+
+def test_resnet18_has_the_channels_of_the_paper():
+    """64, 128, 256 and 512 channels, 20 norms, and about 11 million parameters."""
+    shapes = jax.eval_shape(ResNet18().init, KEY, jnp.zeros((2, 32, 32, 3)))["params"]
+    kernels = {name: layer["kernel"].shape for name, layer in shapes.items() if "conv" in name}
+    assert [kernels[f"block_{b}_conv_1"][-1] for b in range(8)] == [
+        c for c in (64, 128, 256, 512) for _ in range(2)
+    ]
+    assert sum("norm" in name for name in shapes) == 20
+    assert 11.1e6 < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 11.2e6
+
+
 @pytest.mark.parametrize("model", [SmallCNN, SmallResNet])
 def test_convolutional_models_read_signals(model):
     """One space axis, as in mnist1d."""
@@ -230,6 +261,9 @@ def test_models_are_hashable_whatever_sequence_gives_the_sizes():
         (SmallCNN, {"norm": None}, "norm: expected one of"),
         (SmallResNet, {"channels": ()}, "channels: expected at least one"),
         (SmallResNet, {"norm": "group"}, "norm: expected one of"),
+        (ResNet18, {"width": 0}, "width: expected a positive integer"),
+        (ResNet18, {"stem_stride": 1.5}, "stem_stride: expected a positive integer"),
+        (ResNet18, {"pool_stride": 0}, "pool_stride: expected a positive integer"),
     ],
 )
 def test_bad_options_are_rejected(model, options, message):
@@ -243,6 +277,7 @@ def test_bad_options_are_rejected(model, options, message):
     [
         (SmallCNN((4, 4)), (2, 64), r"\(N, \*space, C\)"),
         (SmallResNet(), (2, 64), r"\(N, \*space, C\)"),
+        (ResNet18(), (2, 64), r"\(N, \*space, C\)"),
         (SmallCNN((4, 4, 4)), (2, 8, 8, 1), "at least 2 long at pooling 2"),
     ],
 )

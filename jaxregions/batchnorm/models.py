@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -78,7 +78,7 @@ def condition(
         tape = _record(run, state, batch, args, kwargs, traced=True)
     else:
         state = _cast(state, np.float64, np)
-        with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        with jax.enable_x64(True), _evaluated_now():
             wide_state, wide_batch = _cast((state, batch), jnp.float64)
             tape = _record(run, wide_state, wide_batch, args, kwargs, traced=False)
     size = batch.shape[0]
@@ -177,6 +177,15 @@ def _record(run: Run, state, batch, args, kwargs, *, traced: bool) -> list[Stati
     tape: list[Statistics] = []
     run(recorder(tape, batch.shape[0], traced=traced), state, batch, *args, **kwargs)
     return tape
+
+
+def _evaluated_now() -> AbstractContextManager[Any]:
+    """A context in which known values give known results, also while the caller is being traced.
+
+    Only there: inside it flax would draw and compile every initial weight it checks a shape of.
+    """
+    staged = is_traced(jnp.zeros(()))
+    return jax.ensure_compile_time_eval() if staged else nullcontext()
 
 
 def _is_floating(leaf: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from jaxregions.engines.edges import Zeros, apart_from, ragged, starts_of
+from jaxregions.engines.edges import Zeros, apart_from, in_order, ragged, starts_of
 from jaxregions.engines.mesh import Mesh
 from jaxregions.engines.points import Ledger, U, crossing, point, values
 from jaxregions.engines.signs import Signs
@@ -232,7 +232,7 @@ def crossings(
         busy = np.flatnonzero(degree[on] > 1)
         pair, on, other = pair[busy], on[busy], other[busy]
     t, error = _places(signs, rim, chords, on, other)
-    order = np.lexsort((t, on))
+    order = in_order(on, t)
     pair, on, other, t, error = pair[order], on[order], other[order], t[order], error[order]
     same = on[1:] == on[:-1]
     apart = apart_from(t, error)

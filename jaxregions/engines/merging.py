@@ -8,7 +8,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from jaxregions.engines.points import CORNER, Ledger, U, Vertices, point
+from jaxregions.engines.points import CORNER, Ledger, U, Vertices, point, widest
 from jaxregions.engines.records import Cells
 from jaxregions.tracing import CPAFunction, fixed_signs
 
@@ -41,9 +41,7 @@ def witnesses(ledger: Ledger, cells: Cells) -> Ledger:
 def _spread(ledger: Ledger, cells: Cells) -> np.ndarray:
     """Bound on the distance from the float64 witness to the exact mean of the exact vertices."""
     error = np.maximum.reduceat(ledger.vertices.error[cells.corner], cells.start[:-1])
-    size = np.maximum.reduceat(
-        np.abs(ledger.vertices.u[cells.corner]).max(axis=1), cells.start[:-1]
-    )
+    size = np.maximum.reduceat(widest(ledger.vertices.u[cells.corner]), cells.start[:-1])
     corners = np.diff(cells.start)
     return (error + (corners + 2) * 2 * U * size) * (1 + 8 * U)
 

@@ -7,7 +7,7 @@ import numpy as np
 from jaxregions.engines import chords as chord
 from jaxregions.engines.edges import zeros_on
 from jaxregions.engines.mesh import Mesh, boxes, edges_of, restricted
-from jaxregions.engines.points import Ledger, U
+from jaxregions.engines.points import Ledger, U, widest
 from jaxregions.engines.records import Cells, Cuts
 from jaxregions.engines.signs import Signs, evaluate
 from jaxregions.engines.split import new_vertices, split
@@ -114,10 +114,10 @@ def _left_of_all(mesh: Mesh, u, error, witness) -> np.ndarray:
     with np.errstate(all="ignore"):  # an overflow proves nothing
         step, reach = u[b] - u[a], witness[mesh.face] - u[a]
         turn = step[:, 0] * reach[:, 1] - step[:, 1] * reach[:, 0]
-        scale = np.maximum(np.abs(u[a]).max(axis=1), np.abs(u[b]).max(axis=1))
+        scale = np.maximum(widest(u[a]), widest(u[b]))
         worst = np.maximum.reduceat(error[a], mesh.start[:-1])[mesh.face]
-        slack = 2 * worst + 4 * U * (scale + np.abs(witness[mesh.face]).max(axis=1))
-        long, wide = np.abs(step).max(axis=1) + slack, np.abs(reach).max(axis=1) + slack
+        slack = 2 * worst + 4 * U * (scale + widest(witness[mesh.face]))
+        long, wide = widest(step) + slack, widest(reach) + slack
         bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
         left = turn > bound + np.finfo(np.float64).tiny
     return np.logical_and.reduceat(left, mesh.start[:-1])

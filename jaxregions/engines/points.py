@@ -7,6 +7,7 @@ earlier vertices. The float coordinates are for speed; the recipe is what the ve
 from __future__ import annotations
 
 import dataclasses
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "numbered",
     "point",
     "values",
+    "widest",
 ]
 
 U = exact.unit_roundoff(np.float64)
@@ -98,6 +100,11 @@ class Ledger:
         self.frame = frame_of(self.windows)
 
 
+def widest(rows: np.ndarray) -> np.ndarray:
+    """(V,) the largest |coordinate| of each row of few coordinates."""
+    return reduce(np.maximum, np.abs(rows).T)
+
+
 def corners(windows: Window) -> Vertices:
     """The corners (-r, -r), (r, -r), (r, r), (-r, r) of every 2-d window, or ends -r, r."""
     radii = np.asarray(windows.radii(), np.float64)
@@ -138,8 +145,8 @@ def between(vertices: Vertices, tail, head, t, error, stage: int, entry, line) -
     """New vertices at tail + t (head - tail), t known to within ``error``, both on ``line``."""
     a, b = vertices.u[tail], vertices.u[head]
     step = b - a
-    size = np.abs(step).max(axis=1)
-    scale = np.maximum(np.abs(a).max(axis=1), np.abs(b).max(axis=1))
+    size = widest(step)
+    scale = np.maximum(widest(a), widest(b))
     ends = np.maximum(vertices.error[tail], vertices.error[head])
     bound = (ends + error * (size + 2 * ends) + 8 * U * scale) * (1 + 8 * U)
     bound = bound + np.finfo(np.float64).tiny
@@ -180,10 +187,10 @@ def lift(frame: Frame, vertices: Vertices) -> tuple[np.ndarray, np.ndarray]:
     u, w, error = vertices.u, vertices.window, vertices.error
     if frame.basis is None:
         x = frame.origin[w] + u
-        return x, (error + U * np.abs(x).max(axis=1)) * (1 + 4 * U)
+        return x, (error + U * widest(x)) * (1 + 4 * U)
     if frame.shift is not None:
         u = frame.shift[w] + u
-        error = error + U * np.abs(u).max(axis=1)
+        error = error + U * widest(u)
     if frame.basis.ndim == 2:
         x, spread, reach = u @ frame.basis.T, frame.spread, frame.reach
     else:
