@@ -113,7 +113,7 @@ def some_slow(names, quick):
     return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-@pytest.mark.parametrize("name", some_slow(PHIS, ("relu", "hard_tanh", "x sign(x)", "shrink")))
+@pytest.mark.parametrize("name", some_slow(PHIS, ("relu", "hard_tanh", "x sign(x)")))
 def test_activation(name):
     net = jr.trace(mlp(PHIS[name], (3, 6, 5, 4, 2)), np.zeros(3))
     points = on_hyperplanes(net, RNG(1).normal(size=(12, 3)))
@@ -145,7 +145,7 @@ MODELS["Pooled"] = Pooled(), IMAGES, ()
 MODELS["SmallResNet"] = zoo.SmallResNet(channels=(2, 3)), IMAGES[:, :4, :4], ()
 
 
-@pytest.mark.parametrize("name", some_slow(MODELS, ("Mlp", "Pooled")))
+@pytest.mark.parametrize("name", some_slow(MODELS, ("Pooled",)))
 def test_model_conditioned_on_a_batch(name):
     model, batch, args = MODELS[name]
     f = jr.condition(model, linen_variables(model, batch, *args), batch, *args)
@@ -240,7 +240,7 @@ def test_what_follows_from_a_known_zero_is_exact():
     prepared = bounds.prepare(net)
     with jax.enable_x64(True):
         found = {
-            k: bounds.bounded_values(prepared, x, error, 1, jnp.asarray(k))
+            k: bounds.bounded_values(prepared, x, error, 1, np.asarray(k))
             for k in ((-1, -1), (0, -1), (1, -1))
         }
     assert [v.bound[0] > 0 for v in found.values()] == [True, False, True]
@@ -251,12 +251,13 @@ def test_known_zeros_beside_breakpoints_that_are_not_zero():
     net = jr.trace(
         lambda x: jnp.max(jnp.clip(x, -0.1, 0.3), keepdims=True), np.zeros(3)
     )  # entries: x + 0.1, then x - 0.3
-    upper = net.switching_values(np.array([0.3, 0.0, 0.0]))[0]
+    with jax.enable_x64(True):
+        upper = net.switching_values(np.array([0.3, 0.0, 0.0]))[0]
     number = int(np.argmin(np.abs(np.asarray(upper))))
     x = np.array([0.3 + 1e-9, 0.4, 0.5])
     prepared = bounds.prepare(net)
     with jax.enable_x64(True):
-        tie = bounds.bounded_values(prepared, x, 1e-8, 1, jnp.asarray([number]))
+        tie = bounds.bounded_values(prepared, x, 1e-8, 1, np.asarray([number]))
     exact_tie = rational.exact_values(net, np.array([0.3, 0.4, 0.5]), 1)
     assert all(v == 0 for v in exact_tie)
     assert (np.abs(tie.values) <= tie.bound).all()

@@ -18,6 +18,7 @@ def invoke(*args):
     return CliRunner().invoke(app, list(args))
 
 
+@pytest.mark.slow
 def test_study_writes_its_report_and_prints_where(tmp_path):
     result = invoke(*SMALL, "--output", str(tmp_path / "report"))
     assert result.exit_code == 0

@@ -150,6 +150,7 @@ def test_stages_of_the_resnet(resnet):
     assert sizes[5:] == [64] * 4 + [32] * 4 + [16] * 4 + [32] * 4
 
 
+@pytest.mark.slow
 def test_resnet_scales_against_vjp_rows(resnet, scales):
     """Random units of every stage on the full window."""
     found, radius = scales

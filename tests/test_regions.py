@@ -47,8 +47,8 @@ def centred_window(center, d):
     [
         (3, 2),
         (30, 64),
-        (128, 2),
         (128, 64),
+        pytest.param(128, 2, marks=pytest.mark.slow),
         pytest.param(512, 2, marks=pytest.mark.slow),
         pytest.param(512, 64, marks=pytest.mark.slow),
     ],

@@ -87,7 +87,13 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("where", ["with BatchNorm: epoch 2", "without BatchNorm: epoch 1"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "with BatchNorm: epoch 2",
+        pytest.param("without BatchNorm: epoch 1", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_study_resumes_to_the_same_numbers(finished, tmp_path, where):
     config, _ = finished
     partial = replace(config, output=str(tmp_path / "partial"))
@@ -106,6 +112,7 @@ def test_an_interrupted_study_resumes_to_the_same_numbers(finished, tmp_path, wh
         assert (files(partial) / name).read_bytes() == (files(config) / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_progress_of_a_resumed_study_adds_up_too(finished):
     config, _ = finished
     ready = prepare(replace(config, resume=True))

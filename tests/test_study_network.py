@@ -26,6 +26,9 @@ from jaxregions.windows import Window
 RADIUS, WIDTHS = 0.4, (7, 5)
 
 
+pytestmark = pytest.mark.slow  # a study of its own
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A small study of 30 inputs, run once: the study, its result and its folder."""

@@ -166,6 +166,7 @@ def test_convolutional_models_read_signals(model):
     assert set(kernels) == {2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_norm_changes_no_kernel_and_no_raw_bias(model):
     """Same key, same names, same bits, with BatchNorm or without."""

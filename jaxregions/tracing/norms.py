@@ -34,8 +34,9 @@ def linear_norms(step: Step) -> LinearNorms:
     length = np.sqrt(along_rows(floored**2)) * slack
     frobenius = float(norm2(length)) * slack
     bound = frobenius
-    if step.name == "dot_general" and not any(step.eqn.params["dimension_numbers"][1]):
-        contracted = step.eqn.params["dimension_numbers"][0][1 - at]
+    params = {} if step.eqn is None else step.eqn.params
+    if step.name == "dot_general" and not any(params["dimension_numbers"][1]):
+        contracted = params["dimension_numbers"][0][1 - at]
         matrix = np.moveaxis(weights, contracted, range(len(contracted)))
         width = math.prod(weights.shape[a] for a in contracted)
         bound = min(bound, _largest_singular_value(matrix.reshape(width, -1)))
