@@ -233,12 +233,15 @@ def test_cells_with_one_affine_map_share_their_label():
 
 
 def test_a_unit_that_vanishes_on_a_cell_has_pattern_zero():
+    first, second = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [1.0, -1.0]])
     part = jr.partition(
-        lambda x: jax.nn.relu(jax.nn.relu(x[0]) - 0.0 * x[1]), jr.Window(np.zeros(2), 1.0)
+        lambda x: jax.nn.relu(second @ jax.nn.relu(first @ x)), jr.Window(np.zeros(2), 1.0)
     )
-    assert part.activation_regions == 2
-    dead = part.witness[:, 0] < 0
-    assert all((p[dead] <= 0).all() for p in part.patterns)
+    hidden = np.maximum(part.witness, 0)
+    expected = np.sign(hidden @ second.T)
+    assert (part.patterns[1] == expected).all()
+    assert (expected == 0).sum() == 3  # both units where all is dead, the first in one more cell
+    assert part.activation_regions == 5
 
 
 def test_plain_dict_survives_a_file(part, tmp_path):

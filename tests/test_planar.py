@@ -17,7 +17,7 @@ from small_networks import (
 )
 
 import jaxregions as jr
-from jaxregions.engines import planar, points
+from jaxregions.engines import edges, planar, points
 
 INTEGER_CASES = [
     ((5, 4, 3, 3, 1), ("relu", "relu", "relu", None)),
@@ -216,3 +216,21 @@ def test_recipe_networks_have_their_known_counts(sizes, seed, regions):
     assert counts.activation_regions == regions
     assert counts.certified
     assert counts.status == jr.Status.COMPLETE
+
+
+def test_places_at_the_rounding_of_their_errors_are_never_lost_between_two_tests():
+    rng = np.random.default_rng(0)
+    left_open = 0
+    for _ in range(3000):
+        low, one, two = rng.uniform(0, 0.4, 3) * 2.0 ** -rng.integers(0, 50, 3)
+        high = low + (one + two) * (1 + rng.integers(-12, 20) * 2.0**-53)
+        t, error = np.array([low, high]), np.array([one, two])
+        if not edges.apart_from(t, error)[0]:
+            left_open += 1
+            assert [r.tolist() for r in edges.undecided_runs(t, error)] == [[0, 1]]
+    assert 300 < left_open < 3000
+
+
+def test_a_badly_known_place_joins_all_it_may_belong_to():
+    t, error = np.array([0.1, 0.5, 0.51, 0.6, 0.8, 0.99]), np.array([0.0, 0, 0.35, 0, 0, 0])
+    assert [r.tolist() for r in edges.undecided_runs(t, error)] == [[1, 2, 3, 4]]

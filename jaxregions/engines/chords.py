@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from jaxregions.engines.edges import Zeros, apart_from, in_order, ragged, starts_of
+from jaxregions.engines.edges import Zeros, apart_from, in_order, ragged, starts_of, undecided_runs
 from jaxregions.engines.mesh import Mesh
 from jaxregions.engines.points import Ledger, U, crossing, point, values
 from jaxregions.engines.signs import Signs
@@ -52,8 +52,7 @@ class Boundary(NamedTuple):
 class Chords(NamedTuple):
     """Distinct chords, sorted by first end: positions first < last on the boundary of a face.
 
-    cut_face, cut_entry, cut_chord: every switching value that cuts a face, and its chord;
-    several may share one.
+    cut_face, cut_entry: every switching value that cuts a face; several may share a chord.
     """
 
     face: np.ndarray
@@ -62,7 +61,6 @@ class Chords(NamedTuple):
     last: np.ndarray
     cut_face: np.ndarray
     cut_entry: np.ndarray
-    cut_chord: np.ndarray
 
 
 class Crossings(NamedTuple):
@@ -149,7 +147,7 @@ def find_chords(
     new = np.ones(len(first), bool)
     new[1:] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
     face, entry = rim.face[first], entry[pair]
-    return Chords(face[new], entry[new], first[new], last[new], face, entry, np.cumsum(new) - 1)
+    return Chords(face[new], entry[new], first[new], last[new], face, entry)
 
 
 def corner_zeros(mesh: Mesh, signs: Signs) -> tuple[np.ndarray, np.ndarray]:
@@ -265,7 +263,7 @@ def _key(signs: Signs, stage: int, rim: Boundary, position: int, entry: int):
     return tail if tail == head else (stage, entry, tail, head)
 
 
-def chord_key(signs, stage, rim, chords, on: int, other: int):
+def _crossing_key(signs, stage, rim, chords, on: int, other: int):
     """The recipe of the point where chord ``other`` crosses chord ``on``."""
     own = int(chords.entry[on])
     first = _key(signs, stage, rim, int(chords.first[on]), own)
@@ -284,10 +282,7 @@ def _settle(ledger, signs, stage, rim, chords, pairs, incidences, unsettled):
     highs = np.searchsorted(on, unsettled, side="right")
     runs = []
     for low, high in zip(lows, highs, strict=True):
-        below = np.maximum.accumulate(t[low:high] + error[low:high])[:-1]
-        above = np.minimum.accumulate((t[low:high] - error[low:high])[::-1])[::-1][1:]
-        cuts = np.flatnonzero(below < above) + 1
-        runs += [r + low for r in np.split(np.arange(high - low), cuts) if len(r) > 1]
+        runs += [r + low for r in undecided_runs(t[low:high], error[low:high])]
     a = np.concatenate([pair[r[:-1]] for r in runs])
     b = np.concatenate([pair[r[1:]] for r in runs])
     graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(i), len(i)))
@@ -301,9 +296,8 @@ def _settle(ledger, signs, stage, rim, chords, pairs, incidences, unsettled):
         left = np.array(members)
         while len(left):
             p = int(left[0])
-            key = chord_key(signs, stage, rim, chords, int(i[p]), int(j[p]))
-            exact_signs = values(ledger, key, stage)
-            through = np.array([v == 0 for v in exact_signs])
+            key = _crossing_key(signs, stage, rim, chords, int(i[p]), int(j[p]))
+            through = np.array([v == 0 for v in values(ledger, key, stage)])
             hit = through[chords.entry[i[left]]] & through[chords.entry[j[left]]]
             node[left[hit]] = p
             place[p] = point(ledger, key)

@@ -10,7 +10,7 @@ from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, crossing, values
 from jaxregions.engines.signs import Signs, one_bits
 
-__all__ = ["Zeros", "apart_from", "in_order", "ragged", "starts_of", "zeros_on"]
+__all__ = ["Zeros", "apart_from", "in_order", "ragged", "starts_of", "undecided_runs", "zeros_on"]
 
 
 class Zeros(NamedTuple):
@@ -59,6 +59,17 @@ def in_order(group: np.ndarray, t: np.ndarray) -> np.ndarray:
 def apart_from(t: np.ndarray, error: np.ndarray) -> np.ndarray:
     """(K - 1,) whether each place is certainly below the next; errors absorb the rounding here."""
     return t[1:] - t[:-1] > (error[1:] + error[:-1]) * (1 + 8 * U)
+
+
+def undecided_runs(t: np.ndarray, error: np.ndarray) -> list[np.ndarray]:
+    """Indices of the runs of places, two or more, that are certainly before or after all others.
+
+    Asks for a little more room than ``apart_from``, so that what that left open is in a run.
+    """
+    below = np.maximum.accumulate(t + error)[:-1]
+    above = np.minimum.accumulate((t - error)[::-1])[::-1][1:]
+    cuts = np.flatnonzero(above - below > 32 * U) + 1
+    return [run for run in np.split(np.arange(len(t)), cuts) if len(run) > 1]
 
 
 def zeros_on(ledger: Ledger, signs: Signs, stage: int, tail: np.ndarray, head: np.ndarray) -> Zeros:

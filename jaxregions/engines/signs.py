@@ -34,15 +34,6 @@ class Signs(NamedTuple):
     zero_row: np.ndarray
     zero_entry: np.ndarray
 
-    def dense(self) -> np.ndarray:
-        """(V, n) the signs as int8."""
-        size = self.values.shape[1]
-        one, other = (
-            np.unpackbits(bits.view(np.uint8), axis=1, count=size, bitorder="little")
-            for bits in (self.positive, self.negative)
-        )
-        return one.astype(np.int8) - other.astype(np.int8)
-
 
 def _sign(value: Any, bound: Any) -> Any:
     sign = jnp.where(value > bound, 1, jnp.where(value < -bound, -1, UNDECIDED))
