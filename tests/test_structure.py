@@ -11,7 +11,7 @@ import pytest
 import jaxregions as jr
 from jaxregions import zoo
 from jaxregions.engines import signs
-from jaxregions.tracing import bounded_values, compiled, output_values, prepare
+from jaxregions.tracing import bounded_values, bounds, compiled, output_values, prepare
 from jaxregions.tracing.structure import Structure
 
 
@@ -92,3 +92,17 @@ def test_many_parameters_compile_once(monkeypatch):
     window = jr.Window(np.zeros(3), 0.5, basis=np.eye(3)[:, :2])
     counts = [int(jr.count_regions(mlp(seed), window).activation_regions) for seed in range(4)]
     assert len(set(counts)) > 1
+
+
+def test_errors_of_batch_means_compile_once(monkeypatch):
+    once = chex.assert_max_traces(bounds._mean_errors, n=1)
+    monkeypatch.setattr(bounds, "_mean_errors", once)
+    rows = [np.concatenate([np.ravel(e) for e in mean_errors(batchnorm(s))]) for s in range(3)]
+    assert [len(r) for r in rows] == [11] * 3
+    assert len({r.tobytes() for r in rows}) == 3
+
+
+def mean_errors(net):
+    """What ``prepare`` found, per step that subtracts a batch mean."""
+    pairs = zip(net.program.steps, prepare(net).extras, strict=True)
+    return [extra for step, extra in pairs if step.name == "subtract_batch_mean"]

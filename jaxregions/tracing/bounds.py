@@ -27,7 +27,7 @@ from jaxregions.tracing.error_rules import (
 from jaxregions.tracing.flatten import is_float
 from jaxregions.tracing.network import CPAFunction
 from jaxregions.tracing.norms import linear_norms
-from jaxregions.tracing.structure import Structure
+from jaxregions.tracing.structure import Structure, compiled
 from jaxregions.tracing.walk import Group, Slot, Step, is_slot
 
 __all__ = ["Bounded", "Prepared", "bounded_outputs", "bounded_values", "output_values", "prepare"]
@@ -238,12 +238,13 @@ def prepare(net: CPAFunction) -> Prepared:
 def _prepared(net: CPAFunction) -> Prepared:
     steps = net.program.steps
     constants = tuple(_constants(step) for step in steps)
-    extras: list[Any] = [_extra(step) for step in steps]
+    extras = tuple(_extra(step) for step in steps)
+    rights = tuple(tuple(_right(g) for g in stage.groups) for stage in net.stages)
+    prepared = Prepared(constants, extras, rights, Structure(net))
     for i, step in enumerate(steps):
         if step.name == "enter_batch":
-            extras = _with_mean_errors(steps, constants, extras, i)
-    rights = tuple(tuple(_right(g) for g in stage.groups) for stage in net.stages)
-    return Prepared(constants, tuple(extras), rights, Structure(net))
+            prepared = _with_mean_errors(prepared, i)
+    return prepared
 
 
 def _constants(step: Step) -> tuple[Tracked | None, ...]:
@@ -309,15 +310,28 @@ def _scatter_rounding(step: Step) -> float | None:
 # Batch means ------------------------------------------------------------------------------------
 
 
-def _with_mean_errors(
-    steps: list[Step], constants: Any, extras: list[Any], entry: int
-) -> list[Any]:
-    """extras, with the error of every stored mean of the batch that enters at this step."""
-    x, batch = steps[entry].inputs
-    root, token = steps[entry].outputs[0], _params(steps[entry])["token"]
+def _with_mean_errors(prepared: Prepared, entry: int) -> Prepared:
+    """prepared, with the error of every stored mean of the batch that enters at this step."""
+    x, batch = prepared.net.program.steps[entry].inputs
     shape = batch.shape[1:]
     if is_slot(batch) or shape != x.shape[len(x.shape) - len(shape) :]:
-        return extras
+        return prepared
+    rows = np.concatenate([batch, _centroid(batch)[None]])
+    found = compiled(_mean_errors, prepared.structure, static=(2,))(prepared, rows, entry)
+    extras = list(prepared.extras)
+    for i, error in found.items():
+        extras[i] = None if error is None else np.asarray(error)
+    return dataclasses.replace(prepared, extras=tuple(extras))
+
+
+def _mean_errors(prepared: Prepared, rows: Any, entry: int) -> dict[int, Any]:
+    """Per step that subtracts a mean over these rows, the error of what it subtracts."""
+    steps, constants, extras = (
+        prepared.net.program.steps,
+        prepared.constants,
+        list(prepared.extras),
+    )
+    x, root, token = steps[entry].inputs[0], steps[entry].outputs[0], _params(steps[entry])["token"]
     wanted = {}
     for i, step in enumerate(steps):
         if step.name == "subtract_batch_mean" and _params(step)["token"] == token:
@@ -326,36 +340,25 @@ def _with_mean_errors(
             inputs = [s for j in path for s in steps[j].inputs] + [step.inputs[0]]
             if extras[i] is None and all(s.index in made for s in inputs if is_slot(s)):
                 wanted[i] = path
-    order = sorted({*wanted}.union(*wanted.values()))
-    rows = np.concatenate([batch, _centroid(batch)[None]])
 
-    @jax.jit
-    def errors(rows, constants, extras):
-        extras = list(extras)
+    def enter(row):
+        t = _point(row, 0.0)
+        return Tracked(*(jnp.broadcast_to(v, x.shape) for v in t[:2]))
 
-        def enter(row):
-            t = _point(row, 0.0)
-            return Tracked(*(jnp.broadcast_to(v, x.shape) for v in t[:2]))
+    env = {root: jax.vmap(enter)(rows)}
+    for i in sorted({*wanted}.union(*wanted.values())):
+        step = steps[i]
+        if i in wanted:
+            known = [c.value for c in constants[i][1:]]
+            extras[i] = _mean_error(step, env[step.inputs[0].index], *known)
+        slots = {s.index: env[s.index] for s in step.inputs if is_slot(s)}
 
-        env = {root: jax.vmap(enter)(rows)}
-        for i in order:
-            step = steps[i]
-            if i in wanted:
-                extras[i] = _mean_error(step, env[step.inputs[0].index])
-            slots = {s.index: env[s.index] for s in step.inputs if is_slot(s)}
+        def advance(slots, step=step, i=i):
+            _advance(slots, step, constants[i], extras[i])
+            return {j: slots[j] for j in step.outputs}
 
-            def advance(slots, step=step, i=i):
-                _advance(slots, step, constants[i], extras[i])
-                return {j: slots[j] for j in step.outputs}
-
-            env.update(jax.vmap(advance)(slots))
-        return [extras[i] for i in wanted]
-
-    found = errors(rows, constants, extras)
-    extras = list(extras)
-    for i, error in zip(wanted, found, strict=True):
-        extras[i] = None if error is None else np.asarray(error)
-    return extras
+        env.update(jax.vmap(advance)(slots))
+    return {i: extras[i] for i in wanted}
 
 
 def _centroid(batch: np.ndarray) -> np.ndarray:
@@ -365,15 +368,13 @@ def _centroid(batch: np.ndarray) -> np.ndarray:
     return (np.array(sums, np.float64) / count).reshape(shape)
 
 
-def _mean_error(step: Step, z: Tracked) -> Any:
+def _mean_error(step: Step, z: Tracked, mean: Any, mask: Any = None) -> Any:
     """How far the stored mean is from the exact one; rows of z: the batch, then its centroid."""
-    mean, *mask = step.inputs[1:]
     axes = (0, *(a % z.value.ndim for a in _params(step)["axes"]))
     values, errors = z.value, jnp.broadcast_to(z.error, z.value.shape)
     weights = np.ones((1,) * values.ndim)
-    if mask:
-        (mask,) = mask
-        weights = np.reshape(mask, (len(mask), *[1] * (values.ndim - mask.ndim), *mask.shape[1:]))
+    if mask is not None:
+        weights = jnp.reshape(mask, (len(mask), *[1] * (values.ndim - mask.ndim), *mask.shape[1:]))
         if len(mask) != len(values) - 1:
             return None
     error = _off(mean, values[:-1], errors[:-1], weights, axes)
