@@ -9,7 +9,7 @@ from jaxregions.batchnorm import (
     condition,
     without_batchnorm,
 )
-from jaxregions.density import log_density
+from jaxregions.density import log_density, soft_hits
 from jaxregions.depth import (
     CriticalScales,
     StageHits,
@@ -64,6 +64,7 @@ __all__ = [
     "pull_back",
     "refines",
     "region_bracket",
+    "soft_hits",
     "stage_hits",
     "to_dict",
     "to_networkx",

@@ -24,7 +24,7 @@ ORDER = (
     ("verification",),
     ("regions", "partitions"),
     ("depth",),
-    ("density",),
+    ("density", "batch_dependence"),
     ("theory", "refinement"),
     ("zoo", "datasets"),
     ("training",),
@@ -35,7 +35,7 @@ STRANGERS = ({"theory", "refinement"}, {"zoo", "datasets"})  # of one row, and y
 # Rows are an upper bound; these import even less.
 AT_MOST = {
     "activations": set(),
-    "density": {"windows"},
+    "density": {"_records", "windows", "hyperplanes"},
     "plotting": {
         "exact",
         "_records",

@@ -15,6 +15,7 @@ __all__ = ["linear_norms"]
 
 _SQUARINGS = 6  # the norm of a power of W'W bounds that of W up to n^(1 / 256)
 _MOST_SQUARED = 1024  # columns
+_FEW = 6  # 2 / pi * 6 is about 4, where Gaussian rows have |w|_1 of about 2 |w|_2
 
 
 def linear_norms(step: Step) -> LinearNorms:
@@ -35,10 +36,10 @@ def linear_norms(step: Step) -> LinearNorms:
     frobenius = float(norm2(length)) * slack
     bound = frobenius
     params = {} if step.eqn is None else step.eqn.params
-    if step.name == "dot_general" and not any(params["dimension_numbers"][1]):
-        contracted = params["dimension_numbers"][0][1 - at]
+    contracted = params["dimension_numbers"][0][1 - at] if step.name == "dot_general" else ()
+    width = math.prod(weights.shape[a] for a in contracted)
+    if contracted and not any(params["dimension_numbers"][1]):
         matrix = np.moveaxis(weights, contracted, range(len(contracted)))
-        width = math.prod(weights.shape[a] for a in contracted)
         bound = min(bound, _largest_singular_value(matrix.reshape(width, -1)))
     _, transposed = jax.vjp(
         lambda v: step.function(*((v, floored) if at == 0 else (floored, v)))[0], ones
@@ -47,7 +48,7 @@ def linear_norms(step: Step) -> LinearNorms:
     columns_slack = 1 + gamma(row.size + 64, np.float64)
     schur = math.sqrt(row.max(initial=0)) * math.sqrt(columns.max(initial=0)) * columns_slack
     operator = min(bound, schur) * slack
-    if step.name == "dot_general" and np.median(row) > 2 * np.median(length):
+    if width > _FEW:  # |w|_1 is well above |w|_2; by shape alone, since it decides what is compiled
         row = None
     return LinearNorms(row, length, operator, frobenius, float(terms))
 
