@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,15 +23,15 @@ def watching(
       total: what there is to finish, counted in ``of``.
       wanted: None: once the call has lasted ``PATIENCE`` seconds, if stderr is a terminal.
     """
-    start, bar = time.monotonic(), None
+    start, bar, lock = time.monotonic(), None, threading.Lock()
     wanted = sys.stderr.isatty() if wanted is None else wanted
 
     def watch(done: int, cells: int | None = None) -> None:
         nonlocal bar
         if not wanted or (bar is None and time.monotonic() - start < PATIENCE):
             return
-        if bar is None:
-            bar = _bar(total, of)
+        with lock:  # callers may be threads
+            bar = bar or _bar(total, of)
         bar[0].update(bar[1], completed=done, cells="" if cells is None else f"{cells:,} cells")
 
     try:

@@ -12,11 +12,10 @@ import numpy as np
 from jaxregions._progress import watching
 from jaxregions._records import build, record
 from jaxregions.engines import merging
-from jaxregions.engines.affine import maps, same_maps
+from jaxregions.engines.affine import patterns_and_maps, same_maps
 from jaxregions.engines.frontier import ENGINES, Limits, Status
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.records import Cells, hits, sign_bits
-from jaxregions.engines.signs import patterns
 from jaxregions.regions import prepared
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -166,7 +165,7 @@ def _assembled(
     affine: bool,
 ) -> Partition:
     inner = merging.witnesses(ledger, cells)
-    signs = patterns(inner, len(tables))
+    signs, slope, intercept = patterns_and_maps(inner, len(tables))
     faces, complete = len(cells.window), status == Status.COMPLETE
     same = np.zeros(len(cells.left), bool)
     if complete and merging.has_contests(net):
@@ -174,7 +173,6 @@ def _assembled(
         same = ~changes
         tables = [t._replace(hits=int(h)) for t, h in zip(tables, found[0], strict=True)]
     region = merging.joined(cells, same)
-    slope, intercept = maps(inner)
     one = np.full(faces, -1)
     if complete and affine:
         one = merging.joined(cells, same_maps(ledger, inner, cells, same))

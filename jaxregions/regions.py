@@ -96,7 +96,6 @@ def count_regions(
     merged = np.zeros(count, np.int64)
     module = ENGINES[windows.dimension]
     contests = merging.has_contests(net)
-    extra = np.zeros(2, np.int64)
 
     def finish(ledger, mesh, first, part: Tally):
         cells = module.cells(ledger, mesh)
@@ -113,7 +112,8 @@ def count_regions(
         if affine_counts is not None:
             one = merging.joined(cells, same_maps(ledger, inner, cells, same))
             affine_counts[first + here] = merging.per_window(cells, one)
-        extra[:] += inner.decisions, inner.settled_exactly
+        ledger.decisions += inner.decisions
+        ledger.settled_exactly += inner.settled_exactly
 
     wanted = finish if affine or contests else None
     with watching(count, progress) as watch:
@@ -123,7 +123,6 @@ def count_regions(
     if contests:  # cells of unfinished windows may still merge
         regions = np.where(done, regions, 1)
     shape, stages = windows.batch_shape, len(net.stages)
-    decisions = tally.decisions + extra
     return build(
         RegionCounts,
         activation_regions=regions.reshape(shape),
@@ -132,8 +131,8 @@ def count_regions(
         by_stage=tally.by_stage.reshape(*shape, stages),
         certified=np.ones(shape, bool),
         status=tally.status.astype(np.int8).reshape(shape),
-        decisions=int(decisions[0]),
-        settled_exactly=int(decisions[1]),
+        decisions=int(tally.decisions[0]),
+        settled_exactly=int(tally.decisions[1]),
     )
 
 

@@ -3,6 +3,7 @@
 from itertools import combinations
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -337,6 +338,15 @@ def test_an_interrupt_keeps_the_finished_windows(growing, monkeypatch):
     counts = jr.count_regions(net, windows, affine=True)
     assert counts.status.tolist() == [0, *[jr.Status.INTERRUPTED] * 3]
     assert_lower_bounds(counts, exact)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_groups_that_overlap_count_as_one_group_does(growing, monkeypatch, affine):
+    net, windows, _ = growing
+    whole = jr.count_regions(net, windows, affine=affine)
+    monkeypatch.setattr(frontier, "FIRST_GROUP", 1)
+    monkeypatch.setattr(frontier, "GROUP_VERTICES", 1)
+    chex.assert_trees_all_equal(vars(jr.count_regions(net, windows, affine=affine)), vars(whole))
 
 
 # Errors ------------------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, input_point, lift, point
 from jaxregions.engines.records import Cells
+from jaxregions.engines.signs import rows_patterns, settled
 from jaxregions.engines.steps import in_steps, lifted
 from jaxregions.tracing import bounded_outputs, compiled, exact_outputs, output_values, prepare
 
-__all__ = ["maps", "same_maps"]
+__all__ = ["patterns_and_maps", "same_maps"]
 
 
 def _rows_sums(prepared: Any, x: Any, error: Any):
@@ -39,7 +40,9 @@ def _rows_sums(prepared: Any, x: Any, error: Any):
     return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error)
 
 
-def _rows_maps(prepared: Any, x: Any, axes: Any, u: Any):
+def _rows_cells(prepared: Any, x: Any, error: Any, axes: Any, u: Any, stages: int):
+    """Per stage the signs at points, and the affine map there: one forward pass serves both."""
+
     def flat(point):
         return output_values(prepared, point.reshape(prepared.net.input_shape))
 
@@ -48,32 +51,39 @@ def _rows_maps(prepared: Any, x: Any, axes: Any, u: Any):
         slope = jax.vmap(along, out_axes=1)(directions)
         return slope, value - slope @ at
 
-    return jax.vmap(one)(x, axes, u)
+    return rows_patterns(prepared, x, error, stages), jax.vmap(one)(x, axes, u)
 
 
-def maps(inner: Ledger) -> tuple[np.ndarray, np.ndarray]:
-    """f = A u + a on every cell, u the slice coordinates: A (F, m, k), a (F, m); float64.
+def patterns_and_maps(
+    inner: Ledger, stages: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """``patterns`` at the witness points, and f = A u + a on every cell.
 
-    From Jacobian-vector products at the witness points; m: the flattened outputs.
+    u: the slice coordinates. A (F, m, k) and a (F, m), float64, m the flattened outputs, from
+    Jacobian-vector products.
     """
     net, frame, every = inner.net, inner.frame, inner.vertices
 
     def inputs(part):
         at = every.rows(part)
-        x, _ = lift(frame, at)
+        x, error = lift(frame, at)
         count, k = at.u.shape
         if frame.basis is None:
             axes = np.broadcast_to(np.eye(k), (count, k, k))
         else:
             basis = frame.basis if frame.basis.ndim == 2 else frame.basis[at.window]
             axes = np.broadcast_to(np.swapaxes(basis, -1, -2), (count, k, x.shape[1]))
-        return x, axes, at.u
+        return x, error, axes, at.u
 
     with jax.enable_x64(True):
         prepared = prepare(net)
-        step = compiled(_rows_maps, prepared.structure)
-        slope, intercept = in_steps(partial(step, prepared), every.size, inputs)
-    return slope, intercept
+        step = compiled(_rows_cells, prepared.structure, static=(5,))
+
+        def rows(*inputs):
+            return step(prepared, *inputs, stages)
+
+        *signs, slope, intercept = in_steps(rows, every.size, inputs)
+    return settled(inner, signs), slope, intercept
 
 
 def _sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

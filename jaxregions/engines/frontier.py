@@ -6,9 +6,12 @@ and the last stage, which needs no geometry, is counted in runs of cells.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,8 +26,9 @@ __all__ = ["ENGINES", "Limits", "Status", "Tally", "explore"]
 
 ENGINES = {1: segments, 2: planar}
 BYTES = 256 << 20  # switching values held at once
-FIRST_GROUP = 512  # windows; later groups are sized by what these needed
-GROUP_VERTICES = 1 << 20
+FIRST_GROUP = 256  # windows; later groups are sized by what these needed
+GROUP_VERTICES = 1 << 16
+AT_ONCE = 2  # groups: one on the host while the other waits for the device
 
 
 class Status(IntEnum):
@@ -41,10 +45,11 @@ class Status(IntEnum):
 
 
 class Limits(NamedTuple):
-    """regions: per window, None: no limit. deadline: a time.monotonic() value."""
+    """regions: per window, None: no limit. deadline: a time.monotonic() value. halt: stop now."""
 
     regions: int | None
     deadline: float
+    halt: threading.Event = threading.Event()
 
 
 class Tally(NamedTuple):
@@ -89,23 +94,51 @@ def explore(
         np.full(count, -1),
         np.zeros(2, np.int64),
     )
-    start, size = 0, FIRST_GROUP
+    limits = limits._replace(halt=threading.Event())
+
+    def group(start: int, stop: int) -> Ledger:
+        these = windows[np.arange(start, stop)]
+        ledger = Ledger(net, these, corners(these))
+        part = tally._replace(**{n: getattr(tally, n)[start:stop] for n in WINDOW_COLUMNS})
+
+        def watched(cells: int) -> None:
+            watch(int((tally.status >= 0).sum()), cells)
+
+        _group(ledger, part, limits, finish, start, watched)
+        return ledger
+
     try:
-        while start < count:
-            stop = min(start + size, count)
-            group = windows[np.arange(start, stop)]
-            ledger = Ledger(net, group, corners(group))
-            part = tally._replace(**{n: getattr(tally, n)[start:stop] for n in WINDOW_COLUMNS})
-            _group(ledger, part, limits, finish, start, watch, int((tally.status >= 0).sum()))
+        for ledger in _in_turn(group, count, limits.halt):
             tally.decisions[:] += ledger.decisions, ledger.settled_exactly
-            each = ledger.vertices.size / (stop - start)
-            start, size = stop, min(8 * size, max(1, int(GROUP_VERTICES / each)))
     except KeyboardInterrupt:
         tally.status[tally.status < 0] = Status.INTERRUPTED
     return tally
 
 
-def _group(ledger, tally, limits, finish, first, watch, done) -> None:
+def _in_turn(
+    group: Callable[[int, int], Ledger], count: int, halt: threading.Event
+) -> Iterator[Ledger]:
+    """All windows in groups; the first shows how large the others may be, which then overlap."""
+    if not count:
+        return
+    first = min(count, FIRST_GROUP)
+    ledger = group(0, first)
+    yield ledger
+    if first == count:
+        return
+    most = max(1, int(GROUP_VERTICES / (ledger.vertices.size / first)))
+    groups = max(AT_ONCE, -(-(count - first) // most))
+    stops = np.linspace(first, count, groups + 1).astype(int).tolist()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        running = [pool.submit(group, *span) for span in pairwise(stops)]
+        try:
+            for future in running:
+                yield future.result()
+        finally:
+            halt.set()
+
+
+def _group(ledger, tally, limits, finish, first, watch) -> None:
     net, engine = ledger.net, ENGINES[ledger.windows.dimension]
     stages = len(net.stages)
     stack = [(engine.begin(len(tally.status)), 0)]
@@ -115,7 +148,7 @@ def _group(ledger, tally, limits, finish, first, watch, done) -> None:
             if finish is not None:
                 finish(ledger, mesh, first, tally)
             tally.status[np.unique(mesh.window)] = Status.COMPLETE
-            watch(done + int((tally.status >= 0).sum()), mesh.faces)
+            watch(mesh.faces)
             continue
         runs = _within_limits(engine, mesh, tally, limits)
         if not (len(runs) == 1 and runs[0] is mesh):
@@ -124,14 +157,14 @@ def _group(ledger, tally, limits, finish, first, watch, done) -> None:
         heavy = mesh.size * net.stages[stage].size * 9 > BYTES
         if stage == stages - 1 and finish is None:
             _count_last(ledger, engine, mesh, stage, tally, limits)
-            watch(done + int((tally.status >= 0).sum()), int(tally.bound.sum()))
+            watch(int(tally.bound.sum()))
         elif heavy and mesh.window[0] != mesh.window[-1]:
             stack += [(half, stage) for half in reversed(_halves(engine, mesh))]
         else:
             new, cuts = engine.refined(ledger, mesh, stage)
             found = hits(sign_bits(cuts, len(tally.status)), net.stages[stage].unit)
             _record(tally, mesh, stage, cuts.children, found)
-            watch(done + int((tally.status >= 0).sum()), new.faces)
+            watch(new.faces)
             stack.append((new, stage + 1))
 
 
@@ -150,7 +183,7 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
     children = np.ones(mesh.faces, np.int64)
     bits = np.zeros((3, windows, -(-layer.size // 64)), np.uint64)
     for low, high in zip(stops[:-1].tolist(), stops[1:].tolist(), strict=True):
-        if low > 0 and time.monotonic() > limits.deadline:
+        if low > 0 and _stopped(limits) is not None:
             break
         part = mesh if high - low == mesh.faces else engine.restricted(mesh, low, high)
         cuts = engine.counted(ledger, part, stage)
@@ -161,14 +194,16 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
     left = np.unique(mesh.window[done:])  # out of time before these were finished
     tally.by_stage[left, stage], tally.hits[left, stage] = 0, -1
     tally.status[np.setdiff1d(mesh.window, left)] = Status.COMPLETE
-    tally.status[left] = Status.MAX_SECONDS
+    if len(left):
+        tally.status[left] = _stopped(limits)
 
 
 def _within_limits(engine, mesh, tally: Tally, limits: Limits) -> list[Any]:
     """The mesh in runs of windows that may go on; the others get their status."""
     here = np.unique(mesh.window)
-    if time.monotonic() > limits.deadline:
-        tally.status[here] = Status.MAX_SECONDS
+    stopped = _stopped(limits)
+    if stopped is not None:
+        tally.status[here] = stopped
         return []
     if limits.regions is None or (tally.bound[here] <= limits.regions).all():
         return [mesh]
@@ -180,6 +215,12 @@ def _within_limits(engine, mesh, tally: Tally, limits: Limits) -> list[Any]:
         engine.restricted(mesh, a, b)
         for a, b in zip(edge[::2].tolist(), edge[1::2].tolist(), strict=True)
     ]
+
+
+def _stopped(limits: Limits) -> Status | None:
+    if limits.halt.is_set():
+        return Status.INTERRUPTED
+    return Status.MAX_SECONDS if time.monotonic() > limits.deadline else None
 
 
 def _halves(engine, mesh) -> list[Any]:

@@ -69,11 +69,13 @@ class Vertices(NamedTuple):
 class Frame(NamedTuple):
     """x = origin + basis (shift + u), per window; basis None: x = origin + u.
 
+    axes: (k, W, d) the columns of basis, where each window has its own.
     base: (W,) largest |origin_j|. spread, reach: largest row sum and entry of |basis|.
     """
 
     origin: np.ndarray
     basis: np.ndarray | None
+    axes: Any
     shift: np.ndarray | None
     base: np.ndarray
     spread: Any
@@ -172,14 +174,15 @@ def frame_of(windows: Window) -> Frame:
     """What turns slice coordinates into input points, in float64, computed once."""
     center = np.asarray(windows.center, np.float64)
     if windows.basis is None:
-        return Frame(center, None, None, np.abs(center).max(axis=1), 0.0, 0.0)
+        return Frame(center, None, None, None, np.abs(center).max(axis=1), 0.0, 0.0)
     basis = np.asarray(windows.basis, np.float64)
     origin, shift = center, None
     if windows.anchor is not None:
         origin, shift = np.asarray(windows.anchor, np.float64), np.asarray(windows.shift)
     size = np.abs(basis)
     spread, reach = size.sum(axis=-1).max(axis=-1), size.max(axis=(-2, -1))
-    return Frame(origin, basis, shift, np.abs(origin).max(axis=1), spread, reach)
+    axes = None if basis.ndim == 2 else np.ascontiguousarray(np.moveaxis(basis, -1, 0))
+    return Frame(origin, basis, axes, shift, np.abs(origin).max(axis=1), spread, reach)
 
 
 def lift(frame: Frame, vertices: Vertices) -> tuple[np.ndarray, np.ndarray]:
@@ -193,10 +196,14 @@ def lift(frame: Frame, vertices: Vertices) -> tuple[np.ndarray, np.ndarray]:
         error = error + U * widest(u)
     if frame.basis.ndim == 2:
         x, spread, reach = u @ frame.basis.T, frame.spread, frame.reach
+        x += frame.origin[w]
     else:
-        x = (frame.basis[w] @ u[..., None])[..., 0]
+        x = frame.origin[w]
+        for axis, coordinate in zip(frame.axes, u.T, strict=True):
+            step = axis.take(w, axis=0)
+            step *= coordinate[:, None]
+            x += step
         spread, reach = frame.spread[w], frame.reach[w]
-    x += frame.origin[w]
     size = frame.base[w] + reach * np.abs(u).sum(axis=1)
     rounding = exact.gamma(u.shape[1] + 2, np.float64) * size
     return x, (spread * error + rounding) * (1 + 8 * U) + np.finfo(np.float64).tiny
