@@ -117,6 +117,7 @@ def _soft_counts(planes: Hyperplanes, flat: Window, temperature: Any, shared: bo
     own = flat if common is None else _with_basis(flat, None)
 
     @jax.checkpoint
+    @jax.default_matmul_precision("highest")
     def one(pair):
         some, window = pair
         window = window if common is None else _with_basis(window, common)
@@ -138,7 +139,7 @@ def _soft_count(planes: Hyperplanes, window: Window, temperature: Any) -> Any:
     value, reach = _values(known, window)
     # Beyond this scale q and its gradient underflow; there 1 / reach could be infinite.
     finest = jnp.finfo(value.dtype).smallest_subnormal
-    far = 1 - temperature * math.log(finest)
+    far = 2 - temperature * math.log(finest)
     reach = reach[..., None]
     present = present & (reach > 0) & (abs(value) < far * reach)
     # The quotient of numbers of order 1, whose derivatives are finite for the smallest normals too.

@@ -216,7 +216,7 @@ def _values(planes: Hyperplanes, windows: Window) -> tuple[Any, Any]:
     value = _project(planes, centre - _lift(planes.point, centre))
     slopes = planes.normal
     if windows.basis is not None:
-        slopes = slopes @ windows.basis
+        slopes = jnp.matmul(slopes, windows.basis, precision="highest")
     reach = jnp.einsum("...nk,...k->...n", abs(slopes), windows.radii(), precision="highest")
     return value[..., None] - planes.offset, reach
 

@@ -150,7 +150,7 @@ class Window:
         box = xp.sum(xp.log(2 * self.radii()), axis=-1)
         if self.basis is None:
             return box
-        gram = xp.swapaxes(self.basis, -1, -2) @ self.basis
+        gram = _matmul(xp.swapaxes(self.basis, -1, -2), self.basis)
         return box + xp.linalg.slogdet(gram)[1] / 2
 
     def points(self, u):
@@ -158,8 +158,8 @@ class Window:
         if self.basis is None:
             return self.center + u
         if self.anchor is None:
-            return self.center + (self.basis @ u[..., None])[..., 0]
-        return self.anchor + (self.basis @ (self.shift + u)[..., None])[..., 0]
+            return self.center + _matmul(self.basis, u[..., None])[..., 0]
+        return self.anchor + _matmul(self.basis, (self.shift + u)[..., None])[..., 0]
 
     def reshape(self, *batch_shape: int) -> Window:
         """The same windows with other leading axes (-1 as in numpy)."""
@@ -239,3 +239,9 @@ def _namespace(*arrays):
 
 def _broadcast(array, shape):
     return _namespace(array).broadcast_to(array, shape)
+
+
+def _matmul(a, b):
+    """a @ b, in full precision on devices whose default is less."""
+    xp = _namespace(a, b)
+    return a @ b if xp is np else xp.matmul(a, b, precision="highest")

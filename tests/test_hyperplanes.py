@@ -299,3 +299,15 @@ def test_records_survive_tree_operations():
     assert (doubled.normal == 2).all()
     assert jax.tree.map(lambda _: None, planes).normal is None
     assert Fraction(float(doubled.normal[0, 0])) == 2
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_slices_are_projected_in_full_precision(anchored):
+    """Devices multiply float32 matrices in fewer digits unless told otherwise."""
+    basis, center = np.eye(4, 2, dtype=np.float32), np.zeros((3, 4), np.float32)
+    planes = jr.Hyperplanes(np.ones((5, 4), np.float32), np.zeros(4, np.float32), np.ones((5, 1)))
+    windows = jr.Window(center, 0.5, basis, anchor=center if anchored else None)
+    jaxpr = str(jax.make_jaxpr(jr.margins)(planes, windows))
+    products = jaxpr.count("dot_general")
+    assert products >= 3
+    assert jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
