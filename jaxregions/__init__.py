@@ -1,7 +1,9 @@
 """Exact affine-region geometry of piecewise-affine networks conditioned on a mini-batch."""
 
+from jaxregions import theory
 from jaxregions.activations import PiecewiseLinear
 from jaxregions.arrangements import ArrangementCounts, count_arrangement, region_bracket
+from jaxregions.batches import BatchDependence, PartitionShift, Spread, batch_dependence
 from jaxregions.batchnorm import (
     BatchHyperplanes,
     batch_hyperplanes,
@@ -28,25 +30,40 @@ from jaxregions.hyperplanes import (
     refines,
 )
 from jaxregions.partitions import Partition, StageTable, level_set, partition, to_dict, to_networkx
+from jaxregions.refinement import (
+    Estimate,
+    RefinementEstimate,
+    SamplingStatus,
+    TwinEstimates,
+    expected_refinement,
+)
 from jaxregions.regions import RegionCounts, Status, count_regions
 from jaxregions.tracing import CPAFunction, NotPiecewiseAffineError, trace
 from jaxregions.windows import Window
 
 __all__ = [
     "ArrangementCounts",
+    "BatchDependence",
     "BatchHyperplanes",
     "CPAFunction",
     "CriticalScales",
+    "Estimate",
     "HitCounts",
     "Hyperplanes",
     "NotPiecewiseAffineError",
     "Partition",
+    "PartitionShift",
     "PiecewiseLinear",
+    "RefinementEstimate",
     "RegionCounts",
+    "SamplingStatus",
+    "Spread",
     "StageHits",
     "StageTable",
     "Status",
+    "TwinEstimates",
     "Window",
+    "batch_dependence",
     "batch_hyperplanes",
     "centroid",
     "condition",
@@ -56,6 +73,7 @@ __all__ = [
     "critical_scales",
     "dense_hyperplanes",
     "distances",
+    "expected_refinement",
     "level_set",
     "log_density",
     "margins",
@@ -66,6 +84,7 @@ __all__ = [
     "region_bracket",
     "soft_hits",
     "stage_hits",
+    "theory",
     "to_dict",
     "to_networkx",
     "trace",

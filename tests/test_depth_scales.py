@@ -141,6 +141,7 @@ def scales(resnet):
     return critical_scales(resnet, jr.Window(IMAGES[0].ravel(), radius)), radius
 
 
+@pytest.mark.slow
 def test_stages_of_the_resnet(resnet):
     """Stem, four rounds of 3 x 3 pooling, two activations for each of the eight blocks."""
     comparisons = 9 * 8 + 2 * 3 * 5 + 3  # 4 x 4 windows, clipped at two edges
@@ -163,6 +164,7 @@ def test_resnet_scales_against_vjp_rows(resnet, scales):
         np.testing.assert_allclose(found.scales[s][stage.unit[rows]], expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_units_that_change_sign_in_the_window_are_the_hits(resnet, scales):
     """Random points, and both corners where the value of a hit on a late stage is extreme."""
     stage = len(resnet.stages) - 2

@@ -172,9 +172,8 @@ def test_a_second_run_compiles_nothing():
     assert training._epoch._cache_size() == before
 
 
-@pytest.mark.parametrize(
-    ("norm", "accuracy"), [("batch", 0.95), pytest.param("none", 0.93, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("norm", "accuracy"), [("batch", 0.95), ("none", 0.93)])
 def test_digits_are_learned(norm, accuracy):
     """The study's model, 20 epochs."""
     data = load("digits")

@@ -16,12 +16,13 @@ from jaxregions.plotting import BLUE, ORANGE, plot_arrangement, plot_partition, 
 from jaxregions.regions import Status
 from jaxregions.study.config import StudyConfig
 from jaxregions.study.deep import CENTROID, picture_epochs
+from jaxregions.study.expected import Expected, twins
 from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Summary
 from jaxregions.study.story import deep_radius, epochs, main_radius, number, picture_planes
 from jaxregions.study.table import BATCH, DIFFERENCE, MODELS, NONE, Results, Table
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_expected"]
 
 COLORS = {BATCH: BLUE, NONE: ORANGE}
 NAMES = {BATCH: "BN", NONE: "no BN"}
@@ -37,6 +38,7 @@ def draw(
     raw: Results,
     counts: dict[tuple[str, int], int],
     pictures: Mapping[tuple[str, int], Partition],
+    found: Expected,
     folder: Path,
 ) -> dict[str, Path]:
     """Draw all figures that this study has; by name."""
@@ -49,6 +51,7 @@ def draw(
     dimensions = [k for k in config.slice_dimensions if k <= d]
     if dimensions:
         drawn["regions"] = _regions(config, table, dimensions)
+    drawn["expected"] = draw_expected(config, found)
     if len(config.widths) > 1:
         drawn["deeper"] = _deeper(config, table, d)
     drawn["network"] = _network(config, table)
@@ -259,6 +262,36 @@ def _mark_empty(config: StudyConfig, table: Table, ax: Any, layer: int, d: int) 
         middle = float(np.exp(np.mean(np.log([empty[0], empty[-1]]))))
         box = {"ha": "center", "va": "center", "color": "0.35", "fontsize": 9}
         ax.text(middle, 0.5, "no window", transform=ax.get_xaxis_transform(), **box)
+
+
+def draw_expected(config: StudyConfig, found: Expected) -> Figure:
+    """Initialisation: closed form as lines, estimates as points with bars; the networks' counts."""
+    figure, axes = _figure(1, 2, 9.6, 4.1, sharey=True)
+    start, end = axes[0]
+    for model, twin in twins(found).items():
+        style = {"color": COLORS[model], "linewidth": 1.6}
+        if found.closed is not None:
+            label = f"{NAMES[model]}, closed form"
+            start.plot(found.line, found.closed[model], label=label, **style)
+        mean, low, high = twin.regions.mean, twin.regions.low, twin.regions.high
+        bars = {"fmt": MARKERS["data" if model == BATCH else "control"], "markersize": 4.5}
+        bars |= {"color": COLORS[model], "capsize": 3, "label": f"{NAMES[model]}, Monte Carlo"}
+        start.errorbar(found.distance, mean, np.abs([mean - low, high - mean]), **bars)
+        for epoch, line in zip(dict.fromkeys((0, config.epochs)), (":", "-"), strict=False):
+            when = "at initialisation" if epoch == 0 else f"after {epochs(epoch)}"
+            counts = found.counts[model, epoch]
+            label = f"{NAMES[model]}, {when}"
+            end.plot(
+                found.line, counts, linestyle=line, drawstyle="steps-mid", label=label, **style
+            )
+    for ax in (start, end):
+        ax.set_xlabel("distance from the batch centroid (input units)")
+        ax.set_yscale("log")
+        ax.legend(frameon=False, fontsize=9)
+    start.set_ylabel(f"regions of layer 1, radius {number(found.radius)}")
+    start.set_title("expectation at initialisation", fontsize=10)
+    end.set_title("exact counts of the two networks", fontsize=10)
+    return figure
 
 
 def _network(config: StudyConfig, table: Table) -> Figure:

@@ -29,6 +29,7 @@ TITLES = {
     "hits": "Layer 1: hits near data and off data",
     "radius": "Layer 1: hits against the radius",
     "regions": "Layer 1: exact region counts",
+    "expected": "Layer 1: expected regions against the distance from the centroid",
     "network": "All layers: exact region counts",
     "partitions": "All layers on one slice: regions over training",
     "slopes": "All layers on one slice: slopes over training",
@@ -270,6 +271,9 @@ def _definitions(config: StudyConfig, place: Scene, table: Table, about: dict[st
         "wholly in one such region; the share of windows where that holds is given beside it. "
         "These windows are a selection (smaller regions are left out), and not the same one in the "
         "two networks; the paired difference uses the windows that count in both.",
+        "Expected regions": "averages over random initial weights and biases, at beta = 0; lines: "
+        "closed form for Gaussian weights (spherical Crofton formula); points: Monte Carlo over "
+        "draws of the model's own initialisers, BN and no BN on the same draws, with 95% bars.",
         "Distance of the centres from the batch centroid": f"{cell(near)} near data, {cell(far)} "
         "off data (Euclidean, input units).",
         "What is exact": "each hit, region count and bracket of layer 1, for the stored "
@@ -299,5 +303,6 @@ def _settings(about: dict[str, Any]) -> str:
         "<h2>Settings</h2><details><summary>Configuration and versions</summary>"
         f'<div class="scroll"><table>{body}</table></div></details><p class="note">All numbers: '
         "<code>results.csv</code> and <code>results.json</code> (means and intervals), "
-        "<code>windows.npz</code> (per window), beside this page.</p>"
+        "<code>expected.csv</code> (expected regions), <code>windows.npz</code> "
+        "(per window), beside this page.</p>"
     )

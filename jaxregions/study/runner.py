@@ -17,10 +17,10 @@ from jaxregions import datasets, training
 from jaxregions.datasets import Dataset
 from jaxregions.exact import rational_backend
 from jaxregions.partitions import Partition
-from jaxregions.study import deep, figures, measure, report, store, story
+from jaxregions.study import deep, expected, figures, measure, report, store, story
 from jaxregions.study.config import StudyConfig, activation_named
 from jaxregions.study.measure import Scene
-from jaxregions.study.table import MODELS, Table, tabulate
+from jaxregions.study.table import BATCH, MODELS, Table, tabulate
 from jaxregions.zoo import MLP
 
 __all__ = ["Progress", "Study", "StudyResult", "prepare", "run"]
@@ -68,7 +68,7 @@ def prepare(config: StudyConfig) -> Study:
     }
     measured = len(config.schedule) * measure.pieces(config, data.x_train.shape[1])
     each = config.epochs + 1 + measured + len(deep.picture_epochs(config))
-    return Study(config, data, place, models, len(MODELS) * each + 1)
+    return Study(config, data, place, models, len(MODELS) * each + 2)
 
 
 def run(study: Study, progress: Progress | None = None) -> StudyResult:
@@ -82,9 +82,12 @@ def run(study: Study, progress: Progress | None = None) -> StudyResult:
     progress = progress or _silent
     raw = {norm: _measured(study, norm, progress) for norm in MODELS}
     pictures = _pictures(study, raw, progress)
-    progress("Writing the report", 0)
+    progress("Expected regions", 0)
+    planes = story.picture_planes(raw)
+    ray = expected.expected(config, study.scene, study.models[BATCH], planes)
+    progress("Writing the report", 1)
     table = tabulate(config, study.scene, raw)
-    page = _write(study, table, raw, pictures)
+    page = _write(study, table, raw, pictures, ray)
     progress("Done", 1)
     return StudyResult(table, raw, page)
 
@@ -171,7 +174,7 @@ def _measured(study: Study, norm: str, progress: Progress) -> dict[int, dict[str
     return raw
 
 
-def _write(study: Study, table: Table, raw: dict, pictures: dict) -> Path:
+def _write(study: Study, table: Table, raw: dict, pictures: dict, ray: expected.Expected) -> Path:
     config, root = study.config, Path(study.config.output)
     about = {
         "config": config.results_fields(),
@@ -186,12 +189,19 @@ def _write(study: Study, table: Table, raw: dict, pictures: dict) -> Path:
         },
     }
     store.write_text(root / "results.csv", store.rows_as_csv(table.rows))
-    described: dict[str, Any] = {**about, "rows": store.rows_as_json(table.rows)}
+    along = expected.rows(ray)
+    store.write_text(root / "expected.csv", store.as_csv(along))
+    described: dict[str, Any] = {
+        **about,
+        "rows": store.rows_as_json(table.rows),
+        "expected": along,
+    }
     store.write_text(root / "results.json", json.dumps(described, indent=1, allow_nan=False) + "\n")
     _write_windows(root / "windows.npz", study, raw)
     counts = story.picture_counts(study.scene, raw)
-    drawn = figures.draw(config, study.scene, table, raw, counts, pictures, root / "figures")
+    drawn = figures.draw(config, study.scene, table, raw, counts, pictures, ray, root / "figures")
     told = story.sentences(config, study.scene, table, counts, pictures)
+    told["expected"] = expected.sentence(config, ray)
     page = root / "index.html"
     store.write_text(page, report.page(config, study.scene, table, drawn, told, about))
     return page

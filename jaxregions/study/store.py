@@ -9,7 +9,7 @@ import math
 import platform
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from jaxregions.study.statistics import FIELDS, Row
 
 __all__ = [
     "FIGURES",
+    "as_csv",
     "claim",
     "finished",
     "prepare_folder",
@@ -37,6 +38,7 @@ FIGURES = (
     "training",
     "hits",
     "regions",
+    "expected",
     "network",
     "deeper",
     "radius",
@@ -44,7 +46,7 @@ FIGURES = (
     "partitions",
     "slopes",
 )
-FILES = ("index.html", "results.csv", "results.json", "windows.npz")
+FILES = ("index.html", "results.csv", "expected.csv", "results.json", "windows.npz")
 MARK = "config.json"
 _PACKAGES = ("jaxregions", "jax", "jaxlib", "flax", "optax", "numpy", "scipy")
 _CHECKPOINT = re.compile(r"(batch|none)-(\d{6,})\.(npz|msgpack)")
@@ -177,11 +179,16 @@ def write_checkpoint(
 
 def rows_as_csv(rows: Iterable[Row]) -> str:
     """One line per row; what is not defined or does not apply is empty."""
+    return as_csv([dict(zip(FIELDS, row.flat(), strict=True)) for row in rows])
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A header of the first row's names, and one line per row."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(FIELDS)
+    writer.writerow(rows[0])
     for row in rows:
-        writer.writerow(["" if _missing(v) else v for v in row.flat()])
+        writer.writerow(["" if _missing(v) else v for v in row.values()])
     return out.getvalue()
 
 

@@ -1,0 +1,419 @@
+"""Hits and regions of one layer's hyperplanes in windows: jitted, with every float decision proven.
+
+What floats cannot decide is said so, (sample, window) by (sample, window), and ``measure_exactly``
+decides it in rational arithmetic.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.custom_batching import custom_vmap
+
+from jaxregions import exact
+from jaxregions._records import build
+from jaxregions.arrangements import count_arrangement, region_bracket
+from jaxregions.hyperplanes import Hyperplanes, count_hits
+from jaxregions.refinement.crossings import Lines, count_crossings, twins
+from jaxregions.windows import Window
+
+__all__ = ["Sample", "measure_exactly", "measure_hits", "measure_planes"]
+
+_CHUNK = 256  # samples of one step: their crossings stay in the cache
+_OPEN = np.int32(1 << 15)  # in a sum of words: a decision that floats leave open
+_FEW = 32  # pairs that are not worth a float64 pass before the rationals
+
+
+class Sample(NamedTuple):
+    """What the hyperplanes of one draw do to every window; arrays (W,).
+
+    hits: (unit, breakpoint) hyperplanes that refine the open window, int32.
+    lower, upper: bracket of the number of regions of the layer, float; equal for k <= 2.
+    decided: every decision behind them is proven; elsewhere the numbers are only likely.
+    """
+
+    hits: Any
+    lower: Any
+    upper: Any
+    decided: Any
+
+
+class Placed(NamedTuple):
+    """Flattened hyperplanes g . u + h = 0 in the windows' coordinates u, |u_j| < r_j; m of them.
+
+    offset (m,), inf where there is none; slope (W or 1, m, k), value (W, m), with the errors of
+    their lengths; hit (W, m): which refine for certain; hits and sure (W,): how many, and whether
+    no decision is open; common (W, k): the hyperplanes' point, known (W,): 1 where it lies in the
+    window's flat exactly, -1 where it certainly does not, else 0.
+    """
+
+    offset: Any
+    slope: Any
+    value: Any
+    slope_error: Any
+    value_error: Any
+    radius: Any
+    hit: Any
+    hits: Any
+    sure: Any
+    common: Any
+    known: Any
+
+
+def measure_planes(planes: Hyperplanes, windows: Window, *, simple: bool = False) -> Sample:
+    """Hits and region counts of one draw's hyperplanes in all windows; jitted and vmapped at will.
+
+    k = 1, 2: N = 1 + [k = 2] m + sum over distinct crossing points v in the window of (hyperplanes
+    through v - 1), k = 1: of 1; hyperplanes with offset exactly 0 meet in one point. k >= 3: the
+    bracket 1 + m <= N <= sum_{j <= k} C(m, j). A float decision within its rounding bound, three
+    hyperplanes through one point or two that may coincide leave ``decided`` False. Under vmap over
+    samples, no crossing is looked at where all offsets of a chunk of samples are 0.
+
+    Args:
+      planes: n units, K offsets each; its normals' precision is the working precision.
+      windows: W, flat.
+      simple: take it as known that no two hyperplanes coincide and no three meet in a point, but
+        for offset exactly 0: so it is with probability one for weights that have a density.
+
+    Raises:
+      ValueError: windows with other than one leading axis, 64-bit numbers not enabled.
+
+    Source: README, "The mathematics", window criterion and regions.
+    """
+    if len(windows.batch_shape) != 1:
+        raise ValueError(
+            f"windows: expected one leading axis, received the shape {windows.batch_shape}"
+        )
+    return _program(simple, True)(_arrays(planes), windows)
+
+
+def measure_hits(planes: Hyperplanes, windows: Window) -> tuple[Any, Any]:
+    """Only (hits, decided) of ``measure_planes``, (W,) each."""
+    sample = _program(True, False)(_arrays(planes), windows)
+    return sample.hits, sample.decided
+
+
+def measure_exactly(planes: Hyperplanes, windows: Window) -> Sample:
+    """``measure_planes`` on the host, decided in rational arithmetic where floats cannot.
+
+    Args:
+      planes: concrete, shared by all windows or one family per window (leading axes (W,)).
+      windows: concrete, flat.
+    """
+    if windows.dimension > 2 or len(windows.center) < _FEW:
+        return _in_rationals(planes, windows)
+    found = _in_float64(planes, windows)
+    open_pairs = np.flatnonzero(~found.decided)
+    if len(open_pairs):
+        own = planes if planes.normal.ndim == 2 else _rows(planes, open_pairs)
+        settled = _in_rationals(own, windows[open_pairs])
+        for all_pairs, some in zip(found, settled, strict=True):
+            all_pairs[open_pairs] = some
+    return found
+
+
+def _in_rationals(planes: Hyperplanes, windows: Window) -> Sample:
+    hits = count_hits(planes, windows).hits
+    if windows.dimension <= 3:
+        lower = upper = count_arrangement(planes, windows).regions.astype(np.float64)
+    else:
+        lower, upper = region_bracket(hits, windows.dimension)
+    return Sample(hits.astype(np.int32), lower, upper, np.ones(hits.shape, bool))
+
+
+def _in_float64(planes: Hyperplanes, windows: Window) -> Sample:
+    """All pairs at once in float64, by steps of one size; NumPy arrays."""
+    count = len(windows.center)
+    parts = []
+    with jax.enable_x64(True):
+        for start in range(0, count, _CHUNK):
+            index = np.minimum(np.arange(start, start + _CHUNK), count - 1)
+            own = planes if planes.normal.ndim == 2 else _rows(planes, index)
+            wide = jax.tree.map(lambda a: np.asarray(a, np.float64), (own, windows[index]))
+            parts.append(jax.tree.map(np.asarray, _each(*wide)))
+    joined = (np.concatenate(a)[:count] for a in zip(*parts, strict=True))
+    return Sample(*joined)
+
+
+@jax.jit
+def _each(planes: Hyperplanes, windows: Window) -> Sample:
+    """One window of each family, or of the shared one."""
+    leading = jax.tree.map(lambda _: 0 if planes.normal.ndim == 3 else None, planes)
+    shared = windows.basis is not None and windows.basis.ndim == 2
+    moving = build(Window, **{k: None if v is None else 0 for k, v in vars(windows).items()})
+    if shared:
+        moving = build(Window, **(vars(moving) | {"basis": None}))
+
+    def one(own, window):
+        alone = {
+            k: v if v is None or (shared and k == "basis") else v[None]
+            for k, v in vars(window).items()
+        }
+        return jax.tree.map(lambda a: a[0], measure_planes(own, build(Window, **alone)))
+
+    return jax.vmap(one, in_axes=(leading, moving))(planes, windows)
+
+
+def _rows(planes: Hyperplanes, index: np.ndarray) -> Hyperplanes:
+    return build(Hyperplanes, **{k: np.asarray(v)[index] for k, v in vars(planes).items()})
+
+
+def _arrays(planes: Hyperplanes) -> tuple[Any, Any, Any]:
+    if jnp.result_type(float) != np.float64:
+        raise ValueError("expected 64-bit numbers (jax.enable_x64), received a 32-bit context")
+    normal = jnp.asarray(planes.normal)
+    return normal, planes.point, jnp.asarray(planes.offset)
+
+
+@lru_cache(maxsize=4)
+def _program(simple: bool, regions: bool):
+    """``measure_planes`` of one draw, which batches by chunks."""
+
+    def block(axes, planes, windows):
+        placed = jax.vmap(_placed, in_axes=axes)(planes, windows)
+        if not regions:
+            return Sample(placed.hits, placed.hits, placed.hits, placed.sure)
+        unit = np.arange(placed.offset.shape[-1]) // planes[2].shape[-1]
+        if windows.dimension > 2:
+            crossed = jax.vmap(lambda p: _far_apart(p, unit, simple))(placed)
+        else:
+            crossed = jax.lax.cond(
+                jnp.any(jnp.isfinite(placed.offset) & (placed.offset != 0))
+                | jnp.any(placed.known < 1),
+                lambda: jax.vmap(lambda p: _crossings(p, unit, windows.basis is None, simple))(
+                    placed
+                ),
+                lambda: jax.vmap(lambda p: _far_apart(p, unit, simple))(placed),
+            )
+        return jax.vmap(_regions)(placed, *crossed)
+
+    @custom_vmap
+    def one(planes, windows):
+        axes = ((0, 0, 0), jax.tree.map(lambda _: 0, windows))
+        single = jax.tree.map(lambda a: jnp.asarray(a)[None], (planes, windows))
+        return jax.tree.map(lambda a: a[0], block(axes, *single))
+
+    @one.def_vmap
+    def batched(axis_size, in_batched, planes, windows):
+        axes = jax.tree.map(lambda b: 0 if b else None, in_batched)
+        batches = jax.tree.map(lambda b: b, in_batched)
+        if axis_size <= _CHUNK or axis_size % _CHUNK:
+            out = block(tuple(axes), planes, windows)
+        else:
+            leaves, tree = jax.tree.flatten((planes, windows))
+            moving = jax.tree.leaves(tuple(batches))
+            split = [
+                a.reshape(-1, _CHUNK, *a.shape[1:])
+                for a, b in zip(leaves, moving, strict=True)
+                if b
+            ]
+
+            def step(parts):
+                rest = iter(parts)
+                whole = [next(rest) if b else a for a, b in zip(leaves, moving, strict=True)]
+                return block(tuple(axes), *jax.tree.unflatten(tree, whole))
+
+            out = jax.lax.map(step, split)
+            out = jax.tree.map(lambda a: a.reshape(axis_size, *a.shape[2:]), out)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return one
+
+
+def _placed(planes: tuple[Any, Any, Any], windows: Window) -> Placed:
+    """One draw's hyperplanes in the coordinates of all windows, and which refine them."""
+    normal, point, offset = planes
+    dtype = normal.dtype
+    u, d, k = exact.unit_roundoff(dtype), windows.input_dimension, windows.dimension
+    radius = jnp.asarray(windows.radii())
+    anchor = jnp.asarray(windows.center if windows.anchor is None else windows.anchor)
+    moved = anchor - point
+    away = 2 * exact.unit_roundoff(moved.dtype) * (_size(anchor) + _size(jnp.asarray(point)))
+    common, known = -moved, jnp.ones(moved.shape[:1], np.int32)
+    box, moved, radius = radius, moved.astype(dtype), radius.astype(dtype)
+    away = away.astype(dtype) + 2 * u * _size(moved)
+    if offset.shape[1] > 1:
+        normal = jnp.repeat(normal, offset.shape[1], axis=0)
+    # Infinitely far away: what is no hyperplane.
+    offset = jnp.where(jnp.any(normal != 0, -1), offset.reshape(-1), np.inf)
+    length = _size(normal)
+    value, spread, slope = _dot(moved, normal), _size(moved), normal[None]
+    slope_error = jnp.zeros((1, len(normal)), dtype)
+    span = _size(radius)
+    if windows.basis is not None:
+        basis = jnp.asarray(windows.basis).astype(dtype).reshape(-1, d, k)
+        common, known = _in_slice(windows, jnp.asarray(point))
+        slope = jnp.einsum("nd,wdk->wnk", normal, basis, precision="highest")
+        stretch = _size(basis.reshape(len(basis), -1))
+        slope_error = 2 * exact.gamma(d + 4, dtype) * stretch[:, None] * length
+        span = span * stretch
+        if windows.shift is not None:
+            shift = jnp.asarray(windows.shift).astype(dtype)
+            value = value + jnp.einsum("wnk,wk->wn", slope, shift, precision="highest")
+            spread = spread + stretch * _size(shift)
+    value = value - offset
+    rate = 2 * exact.gamma(d + k + 8, dtype)
+    own = rate * jnp.where(jnp.isfinite(offset), abs(offset), 0) + np.finfo(dtype).tiny
+    reach = sum(abs(slope[..., j]) * radius[:, None, j] for j in range(k))
+    margin = reach - abs(value)
+    error = (rate * (spread + span) + away)[:, None] * length + own
+    hit = margin > error
+    # One sum of words, hits below and open decisions above: XLA reduces bits one by one.
+    words = jnp.where(hit, np.int32(1), jnp.where(margin >= -error, _OPEN, np.int32(0)))
+    words = jnp.sum(words, -1, dtype=np.int32)
+    value_error = (rate * spread + away)[:, None] * length + own
+    hits, sure = words & (_OPEN - 1), words < _OPEN
+    return Placed(
+        offset, slope, value, slope_error, value_error, box, hit, hits, sure, common, known
+    )
+
+
+def _size(vectors: Any) -> Any:
+    return jnp.sqrt(jnp.sum(vectors * vectors, -1))
+
+
+def _dot(moved: Any, normal: Any) -> Any:
+    """moved . normal, (W, n); few terms one by one, which fuses with what follows."""
+    if moved.shape[-1] > 4:
+        return jnp.einsum("wd,nd->wn", moved, normal, precision="highest")
+    return sum(moved[:, None, j] * normal[None, :, j] for j in range(moved.shape[-1]))
+
+
+def _in_slice(windows: Window, point: Any) -> tuple[Any, Any]:
+    """The point in slice coordinates from the centre, (W, k), and ``known`` of ``Placed``."""
+    anchor = jnp.asarray(windows.center if windows.anchor is None else windows.anchor)
+    d, k = windows.input_dimension, windows.dimension
+    moved = point - anchor
+    basis = jnp.asarray(windows.basis).reshape(-1, d, k)
+    basis = jnp.broadcast_to(basis, (len(anchor), d, k))
+    orthonormal, _ = jnp.linalg.qr(basis)
+    inner = jnp.einsum("wdk,wd->wk", orthonormal, moved, precision="highest")
+    off = moved - jnp.einsum("wdk,wk->wd", orthonormal, inner, precision="highest")
+    # Householder's Q is off by a modest multiple of d k u from one whose span is that of the basis,
+    # times the condition number, which the smallest diagonal entry of R bounds well enough below.
+    slack = _span_error(basis) * _size(moved)
+    slack = slack + 4 * exact.unit_roundoff(moved.dtype) * (_size(anchor) + _size(point))
+    on = jnp.all(moved == 0, -1)
+    known = jnp.where(on, 1, jnp.where(_size(off) > slack, -1, 0)).astype(np.int32)
+    shift = 0.0 if windows.shift is None else jnp.asarray(windows.shift)
+    return jnp.zeros((*anchor.shape[:-1], k), moved.dtype) - shift, known
+
+
+def _span_error(basis: Any) -> Any:
+    """How far, relatively, a float projection onto the columns' span may be off; (W,)."""
+    d, k = basis.shape[-2:]
+    values = jnp.linalg.svd(basis, compute_uv=False)
+    condition = values[..., 0] / values[..., -1]
+    return 64 * exact.gamma(d * k + 16, basis.dtype) * condition
+
+
+def _regions(placed: Placed, crossings: Any, proven: Any) -> Sample:
+    """The counts from the crossings outside of the common point, (W,)."""
+    hits, sure = placed.hits, placed.sure & proven
+    k = placed.radius.shape[-1]
+    gap = placed.radius - abs(placed.common)  # of the exact sign where not 0
+    inside = jnp.all(gap > 0, -1) & (placed.known > 0)
+    through = jnp.sum(placed.offset == 0, dtype=np.int32)  # all of them refine if it is inside
+    tie = jnp.all(gap >= 0, -1) & ~inside & (placed.known > 0)
+    sure = sure & ((through < 2) | ((placed.known != 0) & ~tie))
+    if k > 2:
+        lower, upper = _bracket(hits, k)
+        return Sample(hits, lower, upper, sure)
+    meeting = jnp.where(inside & (through > 0), through - 1, 0)
+    count = 1 + hits - meeting if k == 1 else 1 + hits + meeting + crossings
+    return Sample(hits, count.astype(float), count.astype(float), sure)
+
+
+def _far_apart(placed: Placed, unit: np.ndarray, simple: bool):
+    """No crossings, and whether no two hyperplanes of a window may coincide."""
+    none = jnp.zeros(placed.hit.shape[:1], np.int32)
+    if simple or placed.radius.shape[-1] == 1:
+        return none, none == 0
+    close = twins(placed.slope, placed.slope_error, unit)
+    return none, ~jnp.any(placed.hit & close, -1)
+
+
+def _crossings(placed: Placed, unit: np.ndarray, full: bool, simple: bool):
+    """Crossings in every window but for those in the common point, and whether that is proven."""
+    if placed.radius.shape[-1] == 1:
+        return _points(placed, unit, simple)
+    zero, dtype = placed.offset == 0, placed.slope.dtype
+    box = placed.radius.astype(dtype)
+
+    def lines(slope, value, slope_error, value_error, reach, zero):
+        size = _power_above(jnp.max(abs(slope), -1))
+        slope, slope_error = slope / size[:, None], slope_error / size
+        value, value_error = value / size / reach, value_error / size / reach
+        present = jnp.isfinite(value) & (abs(value) < 1.5) & (size > 0)
+        value = jnp.where(present, value, 0)
+        slope = jnp.where(present[:, None], slope, dtype.type(0.5))
+        return Lines(slope, value, slope_error, value_error, present, zero, unit)
+
+    if full:  # one geometry for all windows: coordinates around the hyperplanes' point
+        centre = -placed.common
+        away = 2 * exact.unit_roundoff(centre.dtype) * (_size(centre) + _size(placed.common))
+        centre = centre.astype(dtype)
+        reach = _power_above(jnp.max(_size(centre) + _size(box)))
+        nothing = jnp.zeros(placed.offset.shape, dtype)
+        own = lines(placed.slope[0], -placed.offset, nothing, nothing, reach, zero)
+        slack = away.astype(dtype) / reach + 2 * exact.unit_roundoff(dtype)
+        return count_crossings(own, centre / reach, box / reach, slack, placed.hit, simple)
+
+    def one(slope, value, slope_error, value_error, radius, hit, known):
+        reach = _power_above(_size(radius))
+        own = lines(slope, value, slope_error, value_error, reach, zero & (known > 0))
+        count, proven = count_crossings(
+            own, jnp.zeros((1, 2), dtype), (radius / reach)[None], jnp.zeros(1, dtype), hit[None],
+            simple,
+        )  # fmt: skip
+        vague = (own.slope_error > 2.0**-8) & hit
+        return count[0], proven[0] & ~jnp.any(vague)
+
+    spread = lambda a: jnp.broadcast_to(a, (len(placed.value), *a.shape[1:]))  # noqa: E731
+    return jax.vmap(one)(
+        spread(placed.slope),
+        placed.value,
+        spread(placed.slope_error),
+        placed.value_error,
+        box,
+        placed.hit,
+        placed.known,
+    )
+
+
+def _points(placed: Placed, unit: np.ndarray, simple: bool):
+    """k = 1: hyperplanes are points; whether those of a window are proven distinct."""
+    none = jnp.zeros(placed.hit.shape[:1], np.int32)
+    if simple:
+        return none, none == 0
+    dtype = placed.value.dtype
+    slope, bound = placed.slope[..., 0], placed.slope_error
+    safe = abs(slope) > 2 * bound
+    at = -placed.value / jnp.where(safe, slope, 1)
+    error = (placed.value_error + abs(at) * bound) / jnp.where(safe, abs(slope) - bound, 1)
+    error = jnp.where(safe, 1.01 * error + 4 * exact.unit_roundoff(dtype) * abs(at), np.inf)
+    common = (placed.offset == 0) & (placed.known > 0)[:, None]
+    at = jnp.where(placed.hit & ~common, at, np.nan)
+    close = abs(at[:, :, None] - at[:, None]) <= error[:, :, None] + error[:, None]
+    close = close & (unit[:, None] != unit)
+    return none, ~jnp.any(close, (1, 2))
+
+
+def _power_above(x: Any) -> Any:
+    """2^e with x / 2^e in [1/2, 1), exactly; 0 for 0."""
+    fraction, _ = jnp.frexp(x)
+    return jnp.where(x > 0, x / jnp.where(x > 0, fraction, 1), 0)
+
+
+def _bracket(hits: Any, k: int) -> tuple[Any, Any]:
+    """1 + m and sum_{j <= k} C(m, j), rounded up, as floats."""
+    m = hits.astype(float)
+    upper, term = jnp.ones_like(m), jnp.ones_like(m)
+    for j in range(1, k + 1):
+        term = term * jnp.maximum(m - (j - 1), 0) / j
+        upper = upper + term
+    return 1 + m, upper
