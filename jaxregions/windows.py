@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from jaxregions._records import as_array, build, is_traced, record, require_finite
@@ -243,5 +245,5 @@ def _broadcast(array, shape):
 
 def _matmul(a, b):
     """a @ b, in full precision on devices whose default is less."""
-    xp = _namespace(a, b)
+    xp: Any = _namespace(a, b)
     return a @ b if xp is np else xp.matmul(a, b, precision="highest")

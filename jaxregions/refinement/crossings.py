@@ -14,15 +14,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxregions import exact
 
-__all__ = ["Lines", "count_crossings", "twins"]
+__all__ = ["Lines", "count_crossings", "count_rounded", "rounded_intervals", "twins"]
 
 _FAR = 8.0  # a parameter beyond every window: |t| <= 2 in the unit disc, as |g| >= 1/2
-_OPEN = np.int32(1 << 15)  # in a word: a crossing of which it cannot be told
+_OPEN = np.int32(1 << 16)  # in a word: a crossing of which it cannot be told
+_UNIT = 2.0**28  # of parameters as integers: differences of |t| <= 5 stay below 2^31
+_BLUR = 2.0**-30  # error of a parameter that is compared as an integer
+_BAND = np.int32(4)  # units: that, with the errors of a middle and a half-length, and all rounding
 
 
 class Lines(NamedTuple):
@@ -43,7 +47,7 @@ class Lines(NamedTuple):
     unit: np.ndarray
 
 
-def count_crossings(lines: Lines, centre: Any, radius: Any, slack: Any, hit: Any, simple: bool):
+def count_crossings(lines: Lines, centre: Any, radius: Any, slack: Any, hit: Any, *, simple: bool):
     """Pairs of lines that cross inside each window (W,), and whether that is proven.
 
     Args:
@@ -57,13 +61,43 @@ def count_crossings(lines: Lines, centre: Any, radius: Any, slack: Any, hit: Any
     if size < 2:
         zeros = jnp.zeros(centre.shape[:1], np.int32)
         return zeros, zeros == 0
-    foot, drift = _feet(lines)
-    at, error = _parameters(lines, foot, drift, *_once(size))
-    chords = _chords(lines, foot, drift, centre, radius, slack, hit)
-    inside, decided = _inside(at, error, *chords)
+    place = _geometry(lines)
+    found = _parameters(*place, 1.0, *_once(size))
+    inside, decided = _inside_finely(*found, *_chords(*place, centre, radius, slack, hit))
     if not simple:
-        decided = decided & ~_any_close(*_parameters(lines, foot, drift, *_below(size)))
+        decided = decided & ~_any_close(*_parameters(*place, 1.0, *_below(size)))
     return inside, decided
+
+
+def rounded_intervals(lines: Lines, centre: Any, radius: Any, slack: Any, hit: Any):
+    """Crossings (rows, m), and middles and half-lengths (W, m) of the windows' intervals: integers.
+
+    For ``count_rounded``, which is faster than ``count_crossings`` and leaves more open. Arguments
+    as there; at least two lines.
+    """
+    place = _geometry(lines)
+    at, _ = _parameters(*place, _BLUR, *_once(len(lines.unit)))
+    middle, half = _middles(*place, centre, radius, slack, hit)
+    at = jnp.where(jnp.isnan(at) | jnp.isnan(half[0]), 5.0, jnp.clip(at, -3.0, 3.0))
+    half = jnp.where(hit, half, -2.0)
+    return tuple(map(_integers, (at, middle, half)))
+
+
+def count_rounded(at: Any, middle: Any, half: Any) -> tuple[Any, Any]:
+    """Crossings in every window's intervals, and whether each was told in or out; no triple points.
+
+    32-bit integers, of which many are compared at once.
+    """
+    words = jnp.zeros(middle.shape, np.int32)
+    for row in range(len(at)):
+        words = words + _word(abs(at[row] - middle), half - _BAND, half + _BAND)
+    inside, decided = _summed(words)
+    return inside, decided & (jnp.max(at) < np.int32(4 * _UNIT))
+
+
+def _geometry(lines: Lines):
+    columns = lines.slope[:, 0], lines.slope[:, 1]
+    return lines, columns, *_feet(lines, columns)
 
 
 def _once(size: int):
@@ -91,84 +125,128 @@ def _below(size: int):
     return (lambda array: array[:, None]), np.where(row > line, row, line)
 
 
-def _inside(at: Any, error: Any, middle: Any, inner: Any, outer: Any) -> tuple[Any, Any]:
+def _integers(numbers: Any) -> Any:
+    """|x| <= 5 in units of 2^-28, rounded: the last digits of x plus 3 * 2^51."""
+    bits = jax.lax.bitcast_convert_type(numbers * _UNIT + 3 * 2.0**51, np.int64)
+    return bits.astype(np.int32)
+
+
+def _inside_finely(at: Any, error: Any, middle: Any, inner: Any, outer: Any) -> tuple[Any, Any]:
     """Crossings (rows, i) in every window's intervals, and whether each was told in or out."""
     words = jnp.zeros(middle.shape, np.int32)
-    for row, wrong in zip(at, error, strict=True):
-        distance = abs(row - middle)
-        open_or_out = jnp.where(distance - wrong < outer, _OPEN, np.int32(0))
-        words = words + jnp.where(distance + wrong < inner, np.int32(1), open_or_out)
-    # A line has less than 2^15 partners; all lines may have more.
-    inside = jnp.sum(words & (_OPEN - 1), -1, dtype=np.int32)
-    return inside, jnp.all(words < _OPEN, -1)
+    for row in range(len(at)):
+        distance = abs(at[row] - middle)
+        words = words + _word(distance, inner - error[row], outer + error[row])
+    return _summed(words)
 
 
-def _feet(lines: Lines):
+def _word(distance: Any, inner: Any, outer: Any) -> Any:
+    """1 inside, 0 outside, else _OPEN; of NaN too."""
+    return jnp.where(distance < inner, np.int32(1), jnp.where(distance >= outer, 0, _OPEN))
+
+
+def _summed(words: Any) -> tuple[Any, Any]:
+    """(W, m) -> how many inside, whether none is open: by one sum, or XLA makes the words twice."""
+    lines = words.shape[-1]
+    if lines * (lines - 1) // 2 < 1 << 16:  # both parts of the sum fit
+        total = jnp.sum(words.astype(np.uint32), -1, dtype=np.uint32)
+        return (total & np.uint32(0xFFFF)).astype(np.int32), total < np.uint32(1 << 16)
+    wide = words.astype(np.int64)
+    total = jnp.sum((wide & 0xFFFF) + ((wide >> 16) << 32), -1)
+    return total.astype(np.int32), total < 2**32
+
+
+def _feet(lines: Lines, columns: Any):
     """f_i, (2, m), and (m,) a bound on its error."""
-    gx, gy = lines.slope[:, 0], lines.slope[:, 1]
+    gx, gy = columns
     factor = -lines.value / (gx * gx + gy * gy)
-    foot = jnp.stack([factor * gx, factor * gy])
+    foot = factor * gx, factor * gy
     u = exact.unit_roundoff(lines.value.dtype)
     # |g| >= 1/2: a changed h moves the foot by 2 of it, a changed g by 4 |f| <= 12 of it.
     drift = 8 * u * (abs(foot[0]) + abs(foot[1]))
     return foot, drift + 2.1 * lines.value_error + 13 * lines.slope_error
 
 
-def _parameters(lines: Lines, foot: Any, drift: Any, pick: Any, partner: np.ndarray):
-    """t_ij and its error, (rows, m): _FAR where no crossing can lie in a window.
+def _parameters(
+    lines: Lines, columns: Any, foot: Any, drift: Any, blur: float, pick: Any, partner: np.ndarray
+) -> tuple[Any, Any]:
+    """t_ij and its error, at most ``blur``, (rows, m): beyond 2.4 where no window is reached.
 
-    Infinite error where it cannot be told. Written with |g| <= sqrt 2, |f| <= 3.
+    NaN where it cannot be told that well. Written with |g| <= sqrt 2, |f| <= 3.
     """
-    dtype = lines.value.dtype
-    u = exact.unit_roundoff(dtype)
-    gx, gy = lines.slope[:, 0], lines.slope[:, 1]
+    u = exact.unit_roundoff(lines.value.dtype)
+    gx, gy = columns
     jx, jy, jh = pick(gx), pick(gy), pick(lines.value)
     rate, level = gx * jy - gy * jx, jh + jx * foot[0] + jy * foot[1]
+    # The errors of the worst lines stand for all.
     own = 4 * u * (abs(foot[0]) + abs(foot[1])) + 1.5 * drift
     other = 4 * u * abs(lines.value) + lines.value_error + 3 * lines.slope_error
-    turn = 4 * u + 1.5 * lines.slope_error
-    level_error = own + pick(other)
-    rate_error = turn + pick(turn)
-    far = abs(level) - level_error > 2.5 * (abs(rate) + rate_error)
-    margin = abs(rate) - rate_error
-    safe = margin > 0
-    inverse = 1 / jnp.where(safe, margin, 1)
-    at = jnp.where(safe, -level / jnp.where(safe, rate, 1), 0)
-    error = 1.01 * (level_error + abs(at) * rate_error) * inverse + 4 * u * abs(at)
-    error = jnp.where(safe, error + np.finfo(dtype).tiny, np.inf)
+    level_error = 1.01 * (_most(own, lines) + _most(other, lines))
+    rate_error = 2.02 * _most(4 * u + 1.5 * lines.slope_error, lines)
+    size = abs(rate)
+    apart = size - rate_error
+    far = abs(level) - level_error > 2.5 * (size + rate_error)
+    # Else |t| <= 2.5 and a bit; half the blur is for the quotient's own rounding.
+    vague = apart < (2 / blur) * (level_error + 2.6 * rate_error)
     # One number per line says what concerns pairs: 3 absent, 1 through the common point, else 0.
-    kind = jnp.where(lines.present, jnp.where(lines.zero, 1, 0), 3).astype(dtype)
+    kind = jnp.where(lines.present, jnp.where(lines.zero, 1, 0), 3).astype(size.dtype)
     both = kind + pick(kind)
     never = lines.unit[partner] == lines.unit
     # Lines through the common point cross there and only there, unless they may coincide.
-    skip = never | (both > 2) | ((both == 2) & safe) | (far & (both < 2))
-    return jnp.where(skip, dtype.type(_FAR), at), jnp.where(skip, dtype.type(0), error)
+    skip = never | (both > 2) | ((both == 2) & (apart > 0))
+    at = jnp.where(vague, jnp.where(far, _FAR, np.nan), -level / rate)
+    error = 1.01 * (level_error + 2.6 * rate_error) / jnp.where(vague, 1, apart) + 16 * u
+    return jnp.where(skip, _FAR, at), error
 
 
-def _chords(lines: Lines, foot, drift, centre, radius, slack, hit):
-    """The interval of t of every line in every window, (W, m): middle, and two half-lengths.
+def _most(errors: Any, lines: Lines) -> Any:
+    return jnp.max(jnp.where(lines.present, errors, 0))
+
+
+def _middles(lines: Lines, columns: Any, foot, drift, centre, radius, slack, hit):
+    """The interval of t of every line in every window, (W, m): middle, half-length, to ``_BLUR``.
+
+    NaN for a line of which they are not known that well.
+    """
+    u = exact.unit_roundoff(lines.value.dtype)
+    low, high, worst = -np.inf, np.inf, jnp.zeros_like(drift)
+    for k, direction in enumerate((-columns[1], columns[0])):
+        inverse = 1 / jnp.where(abs(direction) < u, u, direction)
+        at, reach = (centre[:, k, None] - foot[k]) * inverse, radius[:, k, None] * abs(inverse)
+        low, high = jnp.maximum(low, at - reach), jnp.minimum(high, at + reach)
+        worst = jnp.maximum(worst, abs(inverse))
+    error = worst * (drift + 4 * lines.slope_error + jnp.max(slack) + 96 * u)
+    blind = lines.present & (error > _BLUR)
+    middle, half = (low + high) / 2, (high - low) / 2
+    return jnp.where(hit, middle, 0), jnp.where(blind, np.nan, half)
+
+
+def _chords(lines: Lines, columns: Any, foot, drift, centre, radius, slack, hit):
+    """The same as a middle and two half-lengths, whatever their errors.
 
     A parameter nearer to the middle than the inner half-length lies in the window for certain; one
     farther than the outer one does not. -inf where the line does not refine the window.
     """
-    dtype = lines.value.dtype
-    u = exact.unit_roundoff(dtype)
-    least = dtype.type(u)
+    u = exact.unit_roundoff(lines.value.dtype)
     bounds = []
-    for k, direction in enumerate((-lines.slope[:, 1], lines.slope[:, 0])):
+    for k, direction in enumerate((-columns[1], columns[0])):
         # Flatter directions move a coordinate by less than what rounding does anyway.
-        steep = jnp.where(abs(direction) < least, least, direction)
-        at = (centre[:, k, None] - foot[k]) / steep
-        reach = radius[:, k, None]
-        wrong = drift + 4 * lines.slope_error + slack[:, None] + 64 * u
-        width = abs(steep)
-        bounds.append([(at, (reach + sign * wrong) / width) for sign in (-1, 0, 1)])
+        inverse = 1 / jnp.where(abs(direction) < u, u, direction)
+        at = (centre[:, k, None] - foot[k]) * inverse
+        reach = radius[:, k, None] * abs(inverse)
+        wrong = drift + 4 * lines.slope_error + slack[:, None] + 96 * u
+        wrong = wrong * abs(inverse)
+        bounds.append([(at, reach + sign * wrong) for sign in (-1, 0, 1)])
     low = [jnp.maximum(a - p, b - q) for (a, p), (b, q) in zip(*bounds, strict=True)]
     high = [jnp.minimum(a + p, b + q) for (a, p), (b, q) in zip(*bounds, strict=True)]
     middle = (low[1] + high[1]) / 2
     inner = jnp.minimum(middle - low[0], high[0] - middle)
     outer = jnp.maximum(middle - low[2], high[2] - middle)
-    return middle, jnp.where(hit, inner, -np.inf), jnp.where(hit, outer, -np.inf)
+    return (
+        jnp.where(hit, middle, 0),
+        jnp.where(hit, inner, -np.inf),
+        jnp.where(hit, outer, -np.inf),
+    )
 
 
 def _any_close(at: Any, error: Any) -> Any:

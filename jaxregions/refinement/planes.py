@@ -6,7 +6,7 @@ decides it in rational arithmetic.
 
 from __future__ import annotations
 
-from functools import lru_cache
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,17 +15,22 @@ import numpy as np
 from jax.custom_batching import custom_vmap
 
 from jaxregions import exact
-from jaxregions._records import build
 from jaxregions.arrangements import count_arrangement, region_bracket
 from jaxregions.hyperplanes import Hyperplanes, count_hits
-from jaxregions.refinement.crossings import Lines, count_crossings, twins
+from jaxregions.refinement.crossings import (
+    Lines,
+    count_crossings,
+    count_rounded,
+    rounded_intervals,
+    twins,
+)
 from jaxregions.windows import Window
 
 __all__ = ["Sample", "measure_exactly", "measure_hits", "measure_planes"]
 
-_CHUNK = 256  # samples of one step: their crossings stay in the cache
+_CHUNK = 128  # samples of one step: their crossings stay in the cache
 _OPEN = np.int32(1 << 15)  # in a sum of words: a decision that floats leave open
-_FEW = 32  # pairs that are not worth a float64 pass before the rationals
+_ONE_BY_ONE = 4  # terms of a sum
 
 
 class Sample(NamedTuple):
@@ -74,7 +79,7 @@ def measure_planes(planes: Hyperplanes, windows: Window, *, simple: bool = False
     samples, no crossing is looked at where all offsets of a chunk of samples are 0.
 
     Args:
-      planes: n units, K offsets each; its normals' precision is the working precision.
+      planes: n units, K offsets each, taken as float64.
       windows: W, flat.
       simple: take it as known that no two hyperplanes coincide and no three meet in a point, but
         for offset exactly 0: so it is with probability one for weights that have a density.
@@ -100,23 +105,12 @@ def measure_hits(planes: Hyperplanes, windows: Window) -> tuple[Any, Any]:
 def measure_exactly(planes: Hyperplanes, windows: Window) -> Sample:
     """``measure_planes`` on the host, decided in rational arithmetic where floats cannot.
 
+    Regions are counted for k = 3 too.
+
     Args:
       planes: concrete, shared by all windows or one family per window (leading axes (W,)).
       windows: concrete, flat.
     """
-    if windows.dimension > 2 or len(windows.center) < _FEW:
-        return _in_rationals(planes, windows)
-    found = _in_float64(planes, windows)
-    open_pairs = np.flatnonzero(~found.decided)
-    if len(open_pairs):
-        own = planes if planes.normal.ndim == 2 else _rows(planes, open_pairs)
-        settled = _in_rationals(own, windows[open_pairs])
-        for all_pairs, some in zip(found, settled, strict=True):
-            all_pairs[open_pairs] = some
-    return found
-
-
-def _in_rationals(planes: Hyperplanes, windows: Window) -> Sample:
     hits = count_hits(planes, windows).hits
     if windows.dimension <= 3:
         lower = upper = count_arrangement(planes, windows).regions.astype(np.float64)
@@ -125,51 +119,14 @@ def _in_rationals(planes: Hyperplanes, windows: Window) -> Sample:
     return Sample(hits.astype(np.int32), lower, upper, np.ones(hits.shape, bool))
 
 
-def _in_float64(planes: Hyperplanes, windows: Window) -> Sample:
-    """All pairs at once in float64, by steps of one size; NumPy arrays."""
-    count = len(windows.center)
-    parts = []
-    with jax.enable_x64(True):
-        for start in range(0, count, _CHUNK):
-            index = np.minimum(np.arange(start, start + _CHUNK), count - 1)
-            own = planes if planes.normal.ndim == 2 else _rows(planes, index)
-            wide = jax.tree.map(lambda a: np.asarray(a, np.float64), (own, windows[index]))
-            parts.append(jax.tree.map(np.asarray, _each(*wide)))
-    joined = (np.concatenate(a)[:count] for a in zip(*parts, strict=True))
-    return Sample(*joined)
-
-
-@jax.jit
-def _each(planes: Hyperplanes, windows: Window) -> Sample:
-    """One window of each family, or of the shared one."""
-    leading = jax.tree.map(lambda _: 0 if planes.normal.ndim == 3 else None, planes)
-    shared = windows.basis is not None and windows.basis.ndim == 2
-    moving = build(Window, **{k: None if v is None else 0 for k, v in vars(windows).items()})
-    if shared:
-        moving = build(Window, **(vars(moving) | {"basis": None}))
-
-    def one(own, window):
-        alone = {
-            k: v if v is None or (shared and k == "basis") else v[None]
-            for k, v in vars(window).items()
-        }
-        return jax.tree.map(lambda a: a[0], measure_planes(own, build(Window, **alone)))
-
-    return jax.vmap(one, in_axes=(leading, moving))(planes, windows)
-
-
-def _rows(planes: Hyperplanes, index: np.ndarray) -> Hyperplanes:
-    return build(Hyperplanes, **{k: np.asarray(v)[index] for k, v in vars(planes).items()})
-
-
 def _arrays(planes: Hyperplanes) -> tuple[Any, Any, Any]:
     if jnp.result_type(float) != np.float64:
         raise ValueError("expected 64-bit numbers (jax.enable_x64), received a 32-bit context")
-    normal = jnp.asarray(planes.normal)
-    return normal, planes.point, jnp.asarray(planes.offset)
+    normal, offset = (jnp.asarray(a, np.float64) for a in (planes.normal, planes.offset))
+    return normal, planes.point, offset
 
 
-@lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)
 def _program(simple: bool, regions: bool):
     """``measure_planes`` of one draw, which batches by chunks."""
 
@@ -178,18 +135,31 @@ def _program(simple: bool, regions: bool):
         if not regions:
             return Sample(placed.hits, placed.hits, placed.hits, placed.sure)
         unit = np.arange(placed.offset.shape[-1]) // planes[2].shape[-1]
+
+        def apart():
+            return jax.vmap(lambda p: _far_apart(p, unit, simple))(placed)
+
+        full = windows.basis is None
+
+        def crossed():
+            return jax.vmap(lambda p: _crossings(p, unit, full, simple))(placed)
+
+        def rounded():
+            parts = jax.vmap(lambda p: rounded_intervals(*_in_one_disc(p, unit)))(placed)
+
+            def none(*_):
+                return jnp.zeros_like(placed.hits), placed.hits >= 0
+
+            # A branch, so that XLA makes the integers once and not for every comparison.
+            found = jax.lax.cond(jnp.any(placed.hits > 1), jax.vmap(count_rounded), none, *parts)
+            return jax.lax.cond(jnp.all(found[1] | ~placed.sure), lambda: found, crossed)
+
         if windows.dimension > 2:
-            crossed = jax.vmap(lambda p: _far_apart(p, unit, simple))(placed)
-        else:
-            crossed = jax.lax.cond(
-                jnp.any(jnp.isfinite(placed.offset) & (placed.offset != 0))
-                | jnp.any(placed.known < 1),
-                lambda: jax.vmap(lambda p: _crossings(p, unit, windows.basis is None, simple))(
-                    placed
-                ),
-                lambda: jax.vmap(lambda p: _far_apart(p, unit, simple))(placed),
-            )
-        return jax.vmap(_regions)(placed, *crossed)
+            return jax.vmap(_regions)(placed, *apart())
+        through_one = ~jnp.isfinite(placed.offset) | (placed.offset == 0)
+        concurrent = jnp.all(through_one) & jnp.all(placed.known == 1)
+        count = rounded if full and simple and windows.dimension == 2 and len(unit) > 1 else crossed
+        return jax.vmap(_regions)(placed, *jax.lax.cond(concurrent, apart, count))
 
     @custom_vmap
     def one(planes, windows):
@@ -239,8 +209,11 @@ def _placed(planes: tuple[Any, Any, Any], windows: Window) -> Placed:
     if offset.shape[1] > 1:
         normal = jnp.repeat(normal, offset.shape[1], axis=0)
     # Infinitely far away: what is no hyperplane.
-    offset = jnp.where(jnp.any(normal != 0, -1), offset.reshape(-1), np.inf)
-    length = _size(normal)
+    some = _along(jnp.any, jnp.logical_or, normal != 0)
+    offset = jnp.where(some, offset.reshape(-1), np.inf)
+    # At least the Euclidean length; of few entries their sum, which is cheap to make again.
+    few = d <= _ONE_BY_ONE
+    length = _along(jnp.sum, jnp.add, abs(normal)) if few else _size(normal)
     value, spread, slope = _dot(moved, normal), _size(moved), normal[None]
     slope_error = jnp.zeros((1, len(normal)), dtype)
     span = _size(radius)
@@ -272,13 +245,20 @@ def _placed(planes: tuple[Any, Any, Any], windows: Window) -> Placed:
     )
 
 
+def _along(reduce: Any, pair: Any, vectors: Any) -> Any:
+    """Over the last axis; few entries one by one, which fuses with what follows."""
+    if vectors.shape[-1] > _ONE_BY_ONE:
+        return reduce(vectors, -1)
+    return functools.reduce(pair, (vectors[..., j] for j in range(vectors.shape[-1])))
+
+
 def _size(vectors: Any) -> Any:
-    return jnp.sqrt(jnp.sum(vectors * vectors, -1))
+    return jnp.sqrt(_along(jnp.sum, jnp.add, vectors * vectors))
 
 
 def _dot(moved: Any, normal: Any) -> Any:
-    """moved . normal, (W, n); few terms one by one, which fuses with what follows."""
-    if moved.shape[-1] > 4:
+    """moved . normal, (W, n)."""
+    if moved.shape[-1] > _ONE_BY_ONE:
         return jnp.einsum("wd,nd->wn", moved, normal, precision="highest")
     return sum(moved[:, None, j] * normal[None, :, j] for j in range(moved.shape[-1]))
 
@@ -337,39 +317,44 @@ def _far_apart(placed: Placed, unit: np.ndarray, simple: bool):
     return none, ~jnp.any(placed.hit & close, -1)
 
 
+def _lines(slope, value, slope_error, value_error, reach, zero, unit) -> Lines:
+    """Lines in coordinates divided by ``reach``, their slopes scaled."""
+    size = _power_above(_along(jnp.max, jnp.maximum, abs(slope)))
+    slope, slope_error = slope / size[:, None], slope_error / size
+    value, value_error = value / size / reach, value_error / size / reach
+    present = jnp.isfinite(value) & (abs(value) < 1.5) & (size > 0)
+    value = jnp.where(present, value, 0)
+    slope = jnp.where(present[:, None], slope, 0.5)
+    return Lines(slope, value, slope_error, value_error, present, zero, unit)
+
+
+def _in_one_disc(placed: Placed, unit: np.ndarray) -> tuple[Any, ...]:
+    """Full-dimensional windows: lines, centres, radii, errors of the centres, hits.
+
+    One geometry for all windows: coordinates around the hyperplanes' point.
+    """
+    centre = -placed.common
+    away = 2 * exact.unit_roundoff(centre.dtype) * (_size(centre) + _size(placed.common))
+    reach = _power_above(jnp.max(_size(centre) + _size(placed.radius)))
+    nothing, zero = jnp.zeros(placed.offset.shape), placed.offset == 0
+    own = _lines(placed.slope[0], -placed.offset, nothing, nothing, reach, zero, unit)
+    slack = away / reach + 2 * exact.unit_roundoff(centre.dtype)
+    return own, centre / reach, placed.radius / reach, slack, placed.hit
+
+
 def _crossings(placed: Placed, unit: np.ndarray, full: bool, simple: bool):
     """Crossings in every window but for those in the common point, and whether that is proven."""
     if placed.radius.shape[-1] == 1:
         return _points(placed, unit, simple)
-    zero, dtype = placed.offset == 0, placed.slope.dtype
-    box = placed.radius.astype(dtype)
-
-    def lines(slope, value, slope_error, value_error, reach, zero):
-        size = _power_above(jnp.max(abs(slope), -1))
-        slope, slope_error = slope / size[:, None], slope_error / size
-        value, value_error = value / size / reach, value_error / size / reach
-        present = jnp.isfinite(value) & (abs(value) < 1.5) & (size > 0)
-        value = jnp.where(present, value, 0)
-        slope = jnp.where(present[:, None], slope, dtype.type(0.5))
-        return Lines(slope, value, slope_error, value_error, present, zero, unit)
-
-    if full:  # one geometry for all windows: coordinates around the hyperplanes' point
-        centre = -placed.common
-        away = 2 * exact.unit_roundoff(centre.dtype) * (_size(centre) + _size(placed.common))
-        centre = centre.astype(dtype)
-        reach = _power_above(jnp.max(_size(centre) + _size(box)))
-        nothing = jnp.zeros(placed.offset.shape, dtype)
-        own = lines(placed.slope[0], -placed.offset, nothing, nothing, reach, zero)
-        slack = away.astype(dtype) / reach + 2 * exact.unit_roundoff(dtype)
-        return count_crossings(own, centre / reach, box / reach, slack, placed.hit, simple)
+    if full:
+        return count_crossings(*_in_one_disc(placed, unit), simple=simple)
+    zero = placed.offset == 0
 
     def one(slope, value, slope_error, value_error, radius, hit, known):
         reach = _power_above(_size(radius))
-        own = lines(slope, value, slope_error, value_error, reach, zero & (known > 0))
-        count, proven = count_crossings(
-            own, jnp.zeros((1, 2), dtype), (radius / reach)[None], jnp.zeros(1, dtype), hit[None],
-            simple,
-        )  # fmt: skip
+        own = _lines(slope, value, slope_error, value_error, reach, zero & (known > 0), unit)
+        box = np.zeros((1, 2)), (radius / reach)[None], np.zeros(1), hit[None]
+        count, proven = count_crossings(own, *box, simple=simple)
         vague = (own.slope_error > 2.0**-8) & hit
         return count[0], proven[0] & ~jnp.any(vague)
 
@@ -379,7 +364,7 @@ def _crossings(placed: Placed, unit: np.ndarray, full: bool, simple: bool):
         placed.value,
         spread(placed.slope_error),
         placed.value_error,
-        box,
+        placed.radius,
         placed.hit,
         placed.known,
     )

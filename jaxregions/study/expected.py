@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -12,15 +12,15 @@ from jaxregions import theory
 from jaxregions.arrangements import count_arrangement
 from jaxregions.batchnorm import centroid
 from jaxregions.hyperplanes import Hyperplanes
-from jaxregions.refinement import RefinementEstimate, TwinEstimates, expected_refinement
+from jaxregions.refinement import Estimate, RefinementEstimate, expected_refinement
 from jaxregions.study.config import StudyConfig, activation_named
 from jaxregions.study.measure import Scene
 from jaxregions.study.story import epochs, number
-from jaxregions.study.table import BATCH, MODELS, NONE
+from jaxregions.study.table import BATCH, DIFFERENCE, MODELS, NONE
 from jaxregions.windows import Window
 from jaxregions.zoo import MLP
 
-__all__ = ["Expected", "expected", "rows", "sentence", "twins"]
+__all__ = ["Expected", "expected", "regions", "rows", "sentence"]
 
 POINTS, LINE = 8, 65  # distances of the estimates, and of the closed form's line
 SAMPLES, QUICK_SAMPLES = 2000, 500
@@ -108,21 +108,25 @@ def _closed(config: StudyConfig, place: Scene, windows: Window) -> dict[str, np.
     }
 
 
-def twins(found: Expected) -> dict[str, TwinEstimates]:
-    """The estimates per model."""
-    return {BATCH: found.estimate.batch_norm, NONE: found.estimate.no_batch_norm}
+def regions(found: Expected) -> dict[str, Estimate]:
+    """Expected regions per model, and of their difference; exact counts, so they are there."""
+    estimate = found.estimate
+    sides = (estimate.batch_norm, estimate.no_batch_norm, estimate.difference)
+    pairs = zip((*MODELS, DIFFERENCE), sides, strict=True)
+    return {name: cast(Estimate, side.regions) for name, side in pairs}
 
 
 def rows(found: Expected) -> list[dict[str, Any]]:
     """One per model and distance of the estimates; regions, and None where nothing is known."""
     at = np.searchsorted(found.line, found.distance)
     out = []
-    for model, twin in twins(found).items():
+    for model in MODELS:
+        mean = regions(found)[model]
         for i, j in enumerate(at.tolist()):
             row = {"model": model, "distance": float(found.distance[i]), "radius": found.radius}
             row["closed_form"] = None if found.closed is None else float(found.closed[model][j])
             names = ("mean", "standard_error", "low", "high")
-            row |= {f"monte_carlo_{n}": float(getattr(twin.regions, n)[i]) for n in names}
+            row |= {f"monte_carlo_{n}": float(getattr(mean, n)[i]) for n in names}
             row["samples"] = found.estimate.num_samples
             for (name, epoch), counts in found.counts.items():
                 if name == model:
@@ -136,44 +140,37 @@ def largest_z(found: Expected) -> float:
     at = np.searchsorted(found.line, found.distance)
     closed = found.closed or {}
     z = [0.0]
-    for model, twin in twins(found).items():
-        gap, error = abs(twin.regions.mean - closed[model][at]), twin.regions.standard_error
+    for model in MODELS:
+        mean = regions(found)[model]
+        gap, error = abs(mean.mean - closed[model][at]), mean.standard_error
         z += (gap[error > 0] / error[error > 0]).tolist()
     return max(z)
 
 
 def sentence(config: StudyConfig, found: Expected) -> str:
     """What the figure shows."""
-    difference = found.estimate.difference.regions
-    more, fewer = (
-        [number(t) for t in found.distance[where].tolist()]
-        for where in (difference.low > 0, difference.high < 0)
-    )
-    parts = [
-        f"layer 1 in 2-d windows of radius {number(found.radius)} along the ray from the batch "
-        f"centroid through one held-out example, {found.estimate.num_samples} draws of the "
-        "initial weights: "
+    difference = regions(found)[DIFFERENCE]
+    claims = [
+        f"BN is expected to have {word} regions at {_places(found, where)}"
+        for word, where in (("more", difference.low > 0), ("fewer", difference.high < 0))
+        if where.any()
     ]
-    claims = []
-    if more:
-        claims.append(f"BN is expected to have more regions at distance {', '.join(more)}")
-    if fewer:
-        claims.append(
-            f"fewer at distance {', '.join(fewer)}"
-            if more
-            else f"BN is expected to have fewer regions at distance {', '.join(fewer)}"
-        )
-    if len(more) + len(fewer) < len(found.distance):
-        claims.append("elsewhere no difference is resolved at 95%")
-    parts.append("; ".join(claims))
-    if found.closed is None:
-        parts.append("; no closed form holds for this activation")
-    else:
-        parts.append(
-            "; the estimates differ from the closed form by at most "
-            f"{largest_z(found):.1f} standard errors"
-        )
-    parts.append(
-        f"; the right panel is one pair of networks, after {epochs(config.epochs)}, so no statistic"
+    if ((difference.low <= 0) & (difference.high >= 0)).any():
+        claims.append(f"{'elsewhere ' if claims else ''}no difference is resolved at 95%")
+    known = (
+        "no closed form holds for this activation"
+        if found.closed is None
+        else f"the estimates are within {largest_z(found):.1f} standard errors of the closed form"
     )
-    return "".join(parts)
+    return (
+        f"Layer 1 in 2-d windows of radius {number(found.radius)} along the ray from the batch "
+        "centroid through one held-out example: at initialisation, over "
+        f"{found.estimate.num_samples} draws of the weights, {'; '.join(claims)}; {known}; on the "
+        f"right one pair of networks, after {epochs(config.epochs)}, so no statistic."
+    )
+
+
+def _places(found: Expected, where: np.ndarray) -> str:
+    if where.all():
+        return "all distances"
+    return f"distance {', '.join(number(t) for t in found.distance[where].tolist())}"

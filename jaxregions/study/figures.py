@@ -16,7 +16,7 @@ from jaxregions.plotting import BLUE, ORANGE, plot_arrangement, plot_partition, 
 from jaxregions.regions import Status
 from jaxregions.study.config import StudyConfig
 from jaxregions.study.deep import CENTROID, picture_epochs
-from jaxregions.study.expected import Expected, twins
+from jaxregions.study.expected import Expected, regions
 from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Summary
 from jaxregions.study.story import deep_radius, epochs, main_radius, number, picture_planes
@@ -268,12 +268,13 @@ def draw_expected(config: StudyConfig, found: Expected) -> Figure:
     """Initialisation: closed form as lines, estimates as points with bars; the networks' counts."""
     figure, axes = _figure(1, 2, 9.6, 4.1, sharey=True)
     start, end = axes[0]
-    for model, twin in twins(found).items():
+    for model in MODELS:
         style = {"color": COLORS[model], "linewidth": 1.6}
         if found.closed is not None:
             label = f"{NAMES[model]}, closed form"
             start.plot(found.line, found.closed[model], label=label, **style)
-        mean, low, high = twin.regions.mean, twin.regions.low, twin.regions.high
+        of = regions(found)[model]
+        mean, low, high = of.mean, of.low, of.high
         bars = {"fmt": MARKERS["data" if model == BATCH else "control"], "markersize": 4.5}
         bars |= {"color": COLORS[model], "capsize": 3, "label": f"{NAMES[model]}, Monte Carlo"}
         start.errorbar(found.distance, mean, np.abs([mean - low, high - mean]), **bars)
