@@ -122,7 +122,7 @@ def partition(
 
     Source: README, "The mathematics", exact partitions.
     """
-    net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds)
+    net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds, most=2)
     if window.batch_shape != ():
         raise ValueError(f"window: expected one window, received leading axes {window.batch_shape}")
     windows = window.reshape(1)

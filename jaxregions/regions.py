@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxregions._progress import watching
 from jaxregions._records import build, is_traced, record, require_finite
-from jaxregions.engines import frontier, merging
+from jaxregions.engines import frontier, merging, vertices
 from jaxregions.engines.affine import same_maps
 from jaxregions.engines.frontier import ENGINES, Limits, Status, Tally
 from jaxregions.engines.signs import patterns
@@ -20,7 +20,7 @@ from jaxregions.windows import Window
 
 __all__ = ["RegionCounts", "Status", "count_regions", "prepared"]
 
-NAMES = {"segments": 1, "planar": 2}
+NAMES = {1: "segments", 2: "planar", 3: "vertices", 4: "vertices", 5: "vertices", 6: "vertices"}
 
 
 @record
@@ -71,10 +71,10 @@ def count_regions(
 
     Args:
       f: a JAX function of one array, or the result of ``jr.trace`` (traced once, counted often).
-      windows: (...,) windows of dimension k = 1 or 2: slices, or inputs of that size.
+      windows: (...,) windows of dimension k = 1 to 6: slices, or inputs of that size.
       input_shape: of f's input; default (d,). A traced function knows its own.
-      affine: count affine regions too.
-      engine: "segments" (k = 1) or "planar" (k = 2); default: by dimension.
+      affine: count affine regions too; k = 1, 2.
+      engine: "segments" (k = 1), "planar" (k = 2) or "vertices" (k >= 3); default: by dimension.
       max_regions: stop refining a window that has more regions than this.
       max_seconds: stop refining after this time.
       progress: draw a bar; default: on a terminal, for calls that last.
@@ -85,11 +85,14 @@ def count_regions(
     Raises:
       NotPiecewiseAffineError: f is not continuous piecewise affine.
       ValueError: windows of another dimension, a traced window or function (under jit), limits
-        that are not positive.
+        that are not positive; for k >= 3 affine regions, or a function with a maximum over many
+        candidates (an axis, a pooling window), which are counted for k = 1, 2 only.
 
     Source: README, "The mathematics", exact partitions.
     """
     net, limits = prepared(f, windows, input_shape, engine, max_regions, max_seconds)
+    if windows.dimension not in ENGINES:
+        return _by_vertices(net, windows, limits, affine, progress)
     flat = windows.reshape(-1)
     count = len(flat.center)
     affine_counts = np.full(count, -1) if affine else None
@@ -136,6 +139,41 @@ def count_regions(
     )
 
 
+def _by_vertices(
+    net: CPAFunction, windows: Window, limits: Limits, affine: bool, progress: bool | None
+) -> RegionCounts:
+    """k >= 3: counts without cells."""
+    for asked, what in (
+        (affine, "affine=True"),
+        (merging.has_contests(net), "a maximum over many"),
+    ):
+        if asked:
+            raise ValueError(
+                f"windows: expected dimension 1 or 2 with {what}, received {windows.dimension}"
+            )
+    flat, shape = windows.reshape(-1), windows.batch_shape
+    with watching(len(flat.center), progress) as watch:
+        found = vertices.count(
+            net,
+            flat,
+            max_regions=limits.regions,
+            deadline=limits.deadline,
+            watch=lambda cells: watch(0, cells),
+        )
+    stages = len(net.stages)
+    return build(
+        RegionCounts,
+        activation_regions=found.bound.reshape(shape),
+        affine_regions=None,
+        hits=found.hits.reshape(*shape, stages),
+        by_stage=found.by_stage.reshape(*shape, stages),
+        certified=np.ones(shape, bool),
+        status=found.status.astype(np.int8).reshape(shape),
+        decisions=int(found.decisions[0]),
+        settled_exactly=int(found.decisions[1]),
+    )
+
+
 def prepared(
     f: Any,
     windows: Any,
@@ -143,11 +181,15 @@ def prepared(
     engine: str | None,
     max_regions: int | None,
     max_seconds: float | None,
+    most: int = max(NAMES),
 ) -> tuple[CPAFunction, Limits]:
-    """The traced function and the limits, after everything that can be wrong was looked at."""
+    """The traced function and the limits, after everything that can be wrong was looked at.
+
+    most: dimension of the windows.
+    """
     if not isinstance(windows, Window):
         raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
-    _require_engine(windows, engine)
+    _require_engine(windows, engine, most)
     for name in ("center", "radius", "basis"):
         value = getattr(windows, name)
         if value is not None:
@@ -156,16 +198,15 @@ def prepared(
     return _traced(f, windows, input_shape), limits
 
 
-def _require_engine(windows: Window, engine: str | None) -> None:
+def _require_engine(windows: Window, engine: str | None, most: int) -> None:
     k = windows.dimension
-    if k not in ENGINES:
+    if not 1 <= k <= most:
         raise ValueError(
-            f"windows: expected dimension 1 or 2, received {k}; take a slice: Window(basis=)"
+            f"windows: expected dimension 1 to {most}, received {k}; take a slice: Window(basis=)"
         )
-    if engine is not None and NAMES.get(engine) != k:
-        own = next(name for name, dimension in NAMES.items() if dimension == k)
+    if engine is not None and engine != NAMES[k]:
         raise ValueError(
-            f"engine: expected {own!r} for windows of dimension {k}, received {engine!r}"
+            f"engine: expected {NAMES[k]!r} for windows of dimension {k}, received {engine!r}"
         )
 
 

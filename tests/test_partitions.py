@@ -289,7 +289,7 @@ def test_several_windows_are_refused():
 
 
 def test_too_many_dimensions_are_refused():
-    with pytest.raises(ValueError, match="dimension 1 or 2, received 3"):
+    with pytest.raises(ValueError, match="dimension 1 to 2, received 3"):
         jr.partition(lambda x: x, jr.Window(np.zeros(3), 1.0))
 
 

@@ -36,12 +36,15 @@ class Status(IntEnum):
 
     MAX_REGIONS, MAX_SECONDS: the limit was reached: raise it, or use smaller windows.
     INTERRUPTED: Ctrl-C.
+    DEGENERATE: k >= 3: switching values vanish together in a way that the engine does not order,
+      such as equal hyperplanes; count a slice of dimension 2.
     """
 
     COMPLETE = 0
     MAX_REGIONS = 1
     MAX_SECONDS = 2
     INTERRUPTED = 3
+    DEGENERATE = 4
 
 
 class Limits(NamedTuple):
