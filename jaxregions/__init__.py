@@ -19,6 +19,7 @@ from jaxregions.depth import (
     pull_back,
     stage_hits,
 )
+from jaxregions.engines.certificates import load_certificate, save_certificate
 from jaxregions.hyperplanes import (
     HitCounts,
     Hyperplanes,
@@ -37,8 +38,15 @@ from jaxregions.refinement import (
     TwinEstimates,
     expected_refinement,
 )
-from jaxregions.regions import RegionCounts, Status, count_regions
+from jaxregions.regions import (
+    RegionCounts,
+    Status,
+    TreeEstimate,
+    count_regions,
+    estimate_regions,
+)
 from jaxregions.tracing import CPAFunction, NotPiecewiseAffineError, trace
+from jaxregions.verification import verify
 from jaxregions.windows import Window
 
 __all__ = [
@@ -61,6 +69,7 @@ __all__ = [
     "StageHits",
     "StageTable",
     "Status",
+    "TreeEstimate",
     "TwinEstimates",
     "Window",
     "batch_dependence",
@@ -73,8 +82,10 @@ __all__ = [
     "critical_scales",
     "dense_hyperplanes",
     "distances",
+    "estimate_regions",
     "expected_refinement",
     "level_set",
+    "load_certificate",
     "log_density",
     "margins",
     "meets",
@@ -82,12 +93,14 @@ __all__ = [
     "pull_back",
     "refines",
     "region_bracket",
+    "save_certificate",
     "soft_hits",
     "stage_hits",
     "theory",
     "to_dict",
     "to_networkx",
     "trace",
+    "verify",
     "without_batchnorm",
 ]
 __version__ = "0.1.0"

@@ -11,16 +11,27 @@ import numpy as np
 
 from jaxregions._progress import watching
 from jaxregions._records import build, is_traced, record, require_finite
-from jaxregions.engines import frontier, merging, vertices
+from jaxregions.engines import cells, frontier, merging, vertices
 from jaxregions.engines.affine import same_maps
+from jaxregions.engines.certificates import Certificate
+from jaxregions.engines.contests import merged_regions
+from jaxregions.engines.estimates import TreeEstimate, estimate_cells
 from jaxregions.engines.frontier import ENGINES, Limits, Status, Tally
 from jaxregions.engines.signs import patterns
 from jaxregions.tracing import CPAFunction, trace
 from jaxregions.windows import Window
 
-__all__ = ["RegionCounts", "Status", "count_regions", "prepared"]
+__all__ = [
+    "RegionCounts",
+    "Status",
+    "TreeEstimate",
+    "count_regions",
+    "estimate_regions",
+    "prepared",
+]
 
 NAMES = {1: "segments", 2: "planar", 3: "vertices", 4: "vertices", 5: "vertices", 6: "vertices"}
+ANY = "cells"  # of windows of any dimension
 
 
 @record
@@ -32,14 +43,17 @@ class RegionCounts:
     affine_regions: maximal connected open sets on which f is affine; None unless asked for, and
       -1 where ``status`` is not COMPLETE.
     hits: (..., S) units of each stage whose piece changes across some facet inside the window; -1
-      where the stage was not reached.
+      where the stage was not reached, and for k >= 3 in a stage with maxima over many candidates.
     by_stage: (..., S) cells after each stage, 0 where not reached. In a function with maxima over
       many candidates the rounds of a maximum are stages, and cells that differ in the order of
       losers only are one region in the end.
-    certified: every decision behind the numbers was proven in float64 or made in rationals.
+    certified: every decision behind the numbers was proven in float64 or made in rationals; where
+      not, ``activation_regions`` is a proven lower bound.
     status: why the count ended, a ``Status``.
     decisions, settled_exactly: of all windows together: float64 decisions, and how many of them
-      were too close and were made again in rationals.
+      were too close and were made again in rationals. By "cells": linear programs in place of the
+      former.
+    certificate: for ``jr.verify``, of all windows, flattened; None unless asked for.
     """
 
     activation_regions: np.ndarray
@@ -50,6 +64,7 @@ class RegionCounts:
     status: np.ndarray
     decisions: int
     settled_exactly: int
+    certificate: Certificate | None
 
 
 def count_regions(
@@ -61,6 +76,7 @@ def count_regions(
     engine: str | None = None,
     max_regions: int | None = None,
     max_seconds: float | None = None,
+    certificate: bool = False,
     progress: bool | None = None,
 ) -> RegionCounts:
     """How many regions f has in each open window, exactly, all windows in one pass.
@@ -71,12 +87,15 @@ def count_regions(
 
     Args:
       f: a JAX function of one array, or the result of ``jr.trace`` (traced once, counted often).
-      windows: (...,) windows of dimension k = 1 to 6: slices, or inputs of that size.
+      windows: (...,) windows of any dimension k: boxes or slices.
       input_shape: of f's input; default (d,). A traced function knows its own.
       affine: count affine regions too; k = 1, 2.
-      engine: "segments" (k = 1), "planar" (k = 2) or "vertices" (k >= 3); default: by dimension.
+      engine: "segments" (k = 1), "planar" (k = 2), "vertices" (k = 3 to 6) or "cells" (any k).
+        Default: by dimension; windows too degenerate for "vertices" go to "cells".
       max_regions: stop refining a window that has more regions than this.
       max_seconds: stop refining after this time.
+      certificate: record what ``jr.verify`` checks, by "cells". With maxima over many candidates
+        it proves the number of cells of equal signs.
       progress: draw a bar; default: on a terminal, for calls that last.
 
     Returns:
@@ -85,36 +104,41 @@ def count_regions(
     Raises:
       NotPiecewiseAffineError: f is not continuous piecewise affine.
       ValueError: windows of another dimension, a traced window or function (under jit), limits
-        that are not positive; for k >= 3 affine regions, or a function with a maximum over many
-        candidates (an axis, a pooling window), which are counted for k = 1, 2 only.
+        that are not positive; affine regions for k >= 3 or from "cells".
 
     Source: README, "The mathematics", exact partitions.
     """
     net, limits = prepared(f, windows, input_shape, engine, max_regions, max_seconds)
-    if windows.dimension not in ENGINES:
-        return _by_vertices(net, windows, limits, affine, progress)
     flat = windows.reshape(-1)
     count = len(flat.center)
+    engine = _choice(windows.dimension, engine, affine, certificate)
+    if engine not in (NAMES[k] for k in ENGINES):
+        with watching(count, progress) as watch:
+            if engine == ANY or merging.has_contests(net):
+                found = _by_cells(net, flat, limits, certificate, watch)
+            else:
+                found = _by_vertices(net, flat, limits, watch)
+        return _shaped(found, windows.batch_shape)
     affine_counts = np.full(count, -1) if affine else None
     merged = np.zeros(count, np.int64)
     module = ENGINES[windows.dimension]
     contests = merging.has_contests(net)
 
     def finish(ledger, mesh, first, part: Tally):
-        cells = module.cells(ledger, mesh)
-        inner = merging.witnesses(ledger, cells)
-        same = np.zeros(len(cells.left), bool)
-        here = np.unique(cells.window)
+        faces = module.cells(ledger, mesh)
+        inner = merging.witnesses(ledger, faces)
+        same = np.zeros(len(faces.left), bool)
+        here = np.unique(faces.window)
         if contests:
             signs = patterns(inner, len(net.stages))
-            changes, hits = merging.contest_changes(net, cells, signs, len(part.status))
+            changes, hits = merging.contest_changes(net, faces, signs, len(part.status))
             same = ~changes
             part.hits[here] = hits[here]
-        region = merging.joined(cells, same)
-        merged[first + here] = merging.per_window(cells, region)
+        region = merging.joined(faces, same)
+        merged[first + here] = merging.per_window(faces, region)
         if affine_counts is not None:
-            one = merging.joined(cells, same_maps(ledger, inner, cells, same))
-            affine_counts[first + here] = merging.per_window(cells, one)
+            one = merging.joined(faces, same_maps(ledger, inner, faces, same))
+            affine_counts[first + here] = merging.per_window(faces, one)
         ledger.decisions += inner.decisions
         ledger.settled_exactly += inner.settled_exactly
 
@@ -125,53 +149,153 @@ def count_regions(
     regions = np.where(done & (merged > 0), merged, tally.bound)
     if contests:  # cells of unfinished windows may still merge
         regions = np.where(done, regions, 1)
-    shape, stages = windows.batch_shape, len(net.stages)
-    return build(
-        RegionCounts,
-        activation_regions=regions.reshape(shape),
-        affine_regions=None if affine_counts is None else affine_counts.reshape(shape),
-        hits=tally.hits.reshape(*shape, stages),
-        by_stage=tally.by_stage.reshape(*shape, stages),
-        certified=np.ones(shape, bool),
-        status=tally.status.astype(np.int8).reshape(shape),
-        decisions=int(tally.decisions[0]),
-        settled_exactly=int(tally.decisions[1]),
+    return _shaped(
+        build(
+            RegionCounts,
+            activation_regions=regions,
+            affine_regions=affine_counts,
+            hits=tally.hits,
+            by_stage=tally.by_stage,
+            certified=np.ones(count, bool),
+            status=tally.status.astype(np.int8),
+            decisions=int(tally.decisions[0]),
+            settled_exactly=int(tally.decisions[1]),
+            certificate=None,
+        ),
+        windows.batch_shape,
     )
 
 
-def _by_vertices(
-    net: CPAFunction, windows: Window, limits: Limits, affine: bool, progress: bool | None
-) -> RegionCounts:
-    """k >= 3: counts without cells."""
-    for asked, what in (
-        (affine, "affine=True"),
-        (merging.has_contests(net), "a maximum over many"),
-    ):
-        if asked:
-            raise ValueError(
-                f"windows: expected dimension 1 or 2 with {what}, received {windows.dimension}"
-            )
-    flat, shape = windows.reshape(-1), windows.batch_shape
-    with watching(len(flat.center), progress) as watch:
-        found = vertices.count(
-            net,
-            flat,
-            max_regions=limits.regions,
-            deadline=limits.deadline,
-            watch=lambda cells: watch(0, cells),
-        )
-    stages = len(net.stages)
-    return build(
+def estimate_regions(
+    f: Callable[[Any], Any],
+    window: Window,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    descents: int = 64,
+    seed: int = 0,
+    max_seconds: float | None = None,
+    at_least: float = 1.0,
+) -> TreeEstimate | None:
+    """A statistical estimate, not a count, of the activation regions of f in one window.
+
+    Random descents in the sign tree, a sample of its nodes kept at each level: unbiased, with a 95%
+    interval. For windows with too many regions to count: ``at_least`` is what was proven.
+
+    Args:
+      f, input_shape: as for ``count_regions``.
+      window: one window of any dimension.
+      descents: how many. seed: of the descents. max_seconds: end with those that are finished.
+      at_least: a proven lower bound; the interval begins there or above.
+
+    Returns:
+      TreeEstimate, or None where the time did not suffice for two descents.
+
+    Raises:
+      ValueError: as ``count_regions``; several windows, fewer than 2 descents, maxima over many
+        candidates.
+
+    Source: D. Knuth, "Estimating the efficiency of backtrack programs" (1975); README, "The
+    mathematics", exact partitions.
+    """
+    net, limits = prepared(f, window, input_shape, None, None, max_seconds)
+    if window.batch_shape != ():
+        raise ValueError(f"window: expected one window, received leading axes {window.batch_shape}")
+    if descents < 2:
+        raise ValueError(f"descents: expected at least 2, received {descents}")
+    if merging.has_contests(net):
+        raise ValueError("f: expected no maximum over many candidates, received one")
+    left = limits.deadline - time.monotonic()
+    return estimate_cells(
+        net, window, descents=descents, seed=seed, max_seconds=left, proven=at_least
+    )
+
+
+def _shaped(flat: RegionCounts, shape: tuple[int, ...]) -> RegionCounts:
+    """The same counts, (W, ...), with the windows' leading axes."""
+    values = {
+        name: np.reshape(v, (*shape, *v.shape[1:])) if isinstance(v, np.ndarray) else v
+        for name, v in vars(flat).items()
+    }
+    return build(RegionCounts, **values)
+
+
+Watch = Callable[[int, int], None]
+
+
+def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> RegionCounts:
+    """Counts without cells; what is too degenerate for that with them."""
+    found = vertices.count(
+        net,
+        flat,
+        max_regions=limits.regions,
+        deadline=limits.deadline,
+        watch=lambda cells: watch(0, cells),
+    )
+    counts = build(
         RegionCounts,
-        activation_regions=found.bound.reshape(shape),
+        activation_regions=found.bound,
         affine_regions=None,
-        hits=found.hits.reshape(*shape, stages),
-        by_stage=found.by_stage.reshape(*shape, stages),
-        certified=np.ones(shape, bool),
-        status=found.status.astype(np.int8).reshape(shape),
+        hits=found.hits,
+        by_stage=found.by_stage,
+        certified=np.ones(len(found.bound), bool),
+        status=found.status.astype(np.int8),
         decisions=int(found.decisions[0]),
         settled_exactly=int(found.decisions[1]),
+        certificate=None,
     )
+    left = np.flatnonzero(found.status == Status.DEGENERATE)
+    if not len(left):
+        return counts
+    rest = _by_cells(net, flat[left], limits, False, watch)
+    values = dict(vars(counts))
+    for name in ("activation_regions", "hits", "by_stage", "certified", "status"):
+        values[name][left] = getattr(rest, name)
+    for name in ("decisions", "settled_exactly"):
+        values[name] += getattr(rest, name)
+    return build(RegionCounts, **values)
+
+
+def _by_cells(
+    net: CPAFunction, flat: Window, limits: Limits, certificate: bool, watch: Watch
+) -> RegionCounts:
+    """Counts by the sign tree, maxima merged."""
+    contests = merging.has_contests(net)
+    found = cells.count_cells(
+        net, flat, limits=limits, certificate=certificate or contests, watch=watch
+    )
+    regions, hits, record = found.regions, found.hits, found.certificate
+    if contests and record is not None:
+        last = record.stage == len(net.stages)
+        merged = merged_regions(net, flat, record.window[last], record.witness[last])
+        whole = found.certified & (found.status == Status.COMPLETE)
+        regions = np.where(whole, merged, 1)  # cells of unfinished windows may still merge
+        played = [any(g.contest is not None for g in s.groups) for s in net.stages]
+        hits = np.where(played, -1, hits)
+    return build(
+        RegionCounts,
+        activation_regions=regions,
+        affine_regions=None,
+        hits=hits,
+        by_stage=found.by_stage,
+        certified=found.certified,
+        status=found.status.astype(np.int8),
+        decisions=found.programs,
+        settled_exactly=found.settled_exactly,
+        certificate=record if certificate else None,
+    )
+
+
+def _choice(k: int, engine: str | None, affine: bool, certificate: bool) -> str:
+    """The engine, after everything that does not go together was looked at."""
+    chosen = engine or (ANY if certificate else NAMES.get(k, ANY))
+    if certificate and chosen != ANY:
+        raise ValueError(f"engine: expected {ANY!r} with certificate=True, received {engine!r}")
+    if affine and chosen not in (NAMES[1], NAMES[2]):
+        raise ValueError(
+            "affine: expected windows of dimension 1 or 2, and no other engine nor a certificate, "
+            f"received dimension {k} and engine {chosen!r}"
+        )
+    return chosen
 
 
 def prepared(
@@ -181,7 +305,7 @@ def prepared(
     engine: str | None,
     max_regions: int | None,
     max_seconds: float | None,
-    most: int = max(NAMES),
+    most: float = math.inf,
 ) -> tuple[CPAFunction, Limits]:
     """The traced function and the limits, after everything that can be wrong was looked at.
 
@@ -198,15 +322,17 @@ def prepared(
     return _traced(f, windows, input_shape), limits
 
 
-def _require_engine(windows: Window, engine: str | None, most: int) -> None:
+def _require_engine(windows: Window, engine: str | None, most: float) -> None:
     k = windows.dimension
     if not 1 <= k <= most:
         raise ValueError(
             f"windows: expected dimension 1 to {most}, received {k}; take a slice: Window(basis=)"
         )
-    if engine is not None and engine != NAMES[k]:
+    own = {NAMES.get(k, ANY), ANY}
+    if engine is not None and engine not in own:
+        names = " or ".join(map(repr, sorted(own)))
         raise ValueError(
-            f"engine: expected {NAMES[k]!r} for windows of dimension {k}, received {engine!r}"
+            f"engine: expected {names} for windows of dimension {k}, received {engine!r}"
         )
 
 

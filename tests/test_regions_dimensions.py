@@ -1,7 +1,5 @@
 """The front door for windows of dimension 3 and above; the engine has tests of its own."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,29 +40,68 @@ def test_leading_axes_and_slices_of_one_layer_against_the_arrangement():
     assert counts.hits.shape == (2, 3, 1)
 
 
-def test_equal_hyperplanes_are_a_status_and_a_lower_bound():
-    def f(x):
-        return jax.nn.relu(jnp.stack([x[0] + x[1], (x[0] + x[1]) * 0.5 + 0 * x[2], x[2]]))
-
-    counts = jr.count_regions(f, jr.Window(np.array([0.1, 0.2, 0.3]), 1.0))
-    known = len({tuple(np.sign(f(p)) > 0) for p in corners()})
-    assert counts.status in (jr.Status.COMPLETE, jr.Status.DEGENERATE)
-    assert counts.activation_regions <= known == 4
+def equal_planes(x):
+    return jax.nn.relu(jnp.stack([x[0] + x[1], (x[0] + x[1]) * 0.5 + 0 * x[2], x[2]]))
 
 
-def corners():
-    """Points of all four regions of the test above."""
-    return [np.array(p) for p in itertools.product((-0.5, 0.6), (-0.4, 0.7), (-0.3, 0.8))]
+def test_what_is_degenerate_is_counted_by_the_sign_tree():
+    window = jr.Window(np.array([[0.1, 0.2, 0.3], [0.0, 0.0, 0.0]]), 1.0)
+    counts = jr.count_regions(equal_planes, window)
+    assert counts.activation_regions.tolist() == [4, 4]
+    assert counts.status.tolist() == [jr.Status.COMPLETE] * 2
+    assert counts.certified.all()
+
+
+def test_high_dimensional_windows_of_one_layer():
+    """Nine dimensions, 6 hyperplanes in general position, all through the window: 2^6."""
+    rng = np.random.default_rng(2)
+    kernel = rng.normal(size=(9, 6))
+    counts = jr.count_regions(lambda x: jax.nn.relu(x @ kernel + 0.1), jr.Window(np.zeros(9), 1.0))
+    assert counts.activation_regions == 2**6
+    assert counts.certified
+
+
+def test_maxima_count_their_maximisers():
+    """Which of three coordinates is largest, in a cube around the origin."""
+    counts = jr.count_regions(jnp.max, jr.Window(np.zeros(3), 1.0))
+    assert counts.activation_regions == 3
+    assert counts.certified
+
+
+def test_a_certificate_is_checked_from_scratch(tmp_path):
+    net = jr.trace(network(recipe((3, 5, 4), 0)), np.zeros(3))
+    window = jr.Window(np.zeros(3), 1.0)
+    counts = jr.count_regions(net, window, certificate=True)
+    assert counts.activation_regions == jr.count_regions(net, window).activation_regions
+    jr.save_certificate(tmp_path / "proof.npz", counts.certificate)
+    stored = jr.load_certificate(tmp_path / "proof.npz")
+    assert jr.verify(net, window, stored) is True
+    assert isinstance(jr.verify(net, jr.Window(np.zeros(3), 2.0), stored), str)
+
+
+def test_an_estimate_brackets_the_count():
+    net, window = jr.trace(network(recipe((3, 6, 5), 1)), np.zeros(3)), jr.Window(np.zeros(3), 1.0)
+    exact = int(jr.count_regions(net, window).activation_regions)
+    found = jr.estimate_regions(net, window, descents=32, at_least=2)
+    assert 2 <= found.low <= exact <= found.high
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda f, w: jr.count_regions(f, w, affine=True), "1 or 2 with affine=True, received 3"),
-        (lambda _, w: jr.count_regions(jnp.max, w), "1 or 2 with a maximum over many"),
-        (lambda f, w: jr.count_regions(f, w, engine="planar"), "'vertices'.*dimension 3.*'planar'"),
+        (
+            lambda f, w: jr.count_regions(f, w, affine=True),
+            "dimension 1 or 2.*dimension 3",
+        ),
+        (lambda f, w: jr.count_regions(f, w, engine="planar"), "'cells' or 'vertices'.*'planar'"),
+        (
+            lambda f, w: jr.count_regions(f, w, engine="vertices", certificate=True),
+            "expected 'cells' with certificate=True",
+        ),
+        (lambda f, w: jr.estimate_regions(f, w, descents=1), "at least 2, received 1"),
+        (lambda _, w: jr.estimate_regions(jnp.max, w), "no maximum over many candidates"),
     ],
 )
-def test_what_is_not_counted_is_said(call, message):
+def test_what_does_not_go_together_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.abs, jr.Window(np.zeros(3), 1.0))

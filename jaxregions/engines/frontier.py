@@ -36,8 +36,8 @@ class Status(IntEnum):
 
     MAX_REGIONS, MAX_SECONDS: the limit was reached: raise it, or use smaller windows.
     INTERRUPTED: Ctrl-C.
-    DEGENERATE: k >= 3: switching values vanish together in a way that the engine does not order,
-      such as equal hyperplanes; count a slice of dimension 2.
+    DEGENERATE: of the engine "vertices" alone: switching values vanish together in a way that it
+      does not order, such as equal hyperplanes; "cells" counts such windows.
     """
 
     COMPLETE = 0

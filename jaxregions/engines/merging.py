@@ -83,7 +83,7 @@ def contest_changes(
                     Round(level, group.contest.smallest, play, units)
                 )
     for rounds in contests.values():
-        members = _maximisers(rounds)
+        members = maximisers(rounds)
         real = (members[cells.left] != members[cells.right]).any(axis=1)
         changed |= real.reshape(len(changed), -1).any(axis=1)
         for level, _, play, units in rounds:
@@ -110,7 +110,7 @@ def _keys(cells: Cells, facet: np.ndarray, unit: np.ndarray, units: int) -> np.n
     return np.unique(cells.window[cells.left[facet]] * units + unit)
 
 
-def _maximisers(rounds: list[Round]) -> np.ndarray:
+def maximisers(rounds: list[Round]) -> np.ndarray:
     """(F, candidates, ...) which candidates are largest on each cell."""
     candidates = 1 + sum(r.play.shape[1] for r in rounds)
     first = rounds[0].play

@@ -1,0 +1,171 @@
+"""Exact region counts in windows of any dimension: a certified sign tree, layer by layer.
+
+A cell of the stages before s is a convex set on which the switching values of stage s are affine.
+``children`` splits it by their signs; its children are cells of stage s + 1, the cells
+after the last stage are the regions. Cells go depth first in batches, so memory is bounded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+
+import numpy as np
+
+from jaxregions.engines.certificates import Certificate, Recorder
+from jaxregions.engines.enclosures import enclosed_rows
+from jaxregions.engines.frontier import Limits, Status
+from jaxregions.engines.points import frame_of
+from jaxregions.engines.search import Cell, Search, new_search
+from jaxregions.engines.sides import PROGRAMS, SMALL_DIMENSION
+from jaxregions.engines.signtree import children
+from jaxregions.tracing import CPAFunction
+from jaxregions.windows import Window
+
+__all__ = ["CellCounts", "count_cells", "explore", "limits_from_now"]
+
+_BATCH = 1024  # cells that are split together
+_ENTRIES = 1 << 22  # numbers in their rows
+
+
+@dataclasses.dataclass
+class CellCounts:
+    """Per window, (W,) unless said otherwise.
+
+    regions: non-empty full-dimensional cells of equal signs; where ``status`` is not COMPLETE or
+      ``certified`` is False, a proven lower bound.
+    by_stage: (W, S) cells after each stage, 0 where that is not finished.
+    hits: (W, S) units with a switching value that changes sign in the window; -1 likewise.
+    certified: every kept cell has a proven witness and every discarded side a checked proof.
+    status: of ``frontier.Status``.
+    programs, settled_exactly: linear programs solved, and decisions made in rationals.
+    certificate: of all windows together, if asked for.
+    """
+
+    regions: np.ndarray
+    by_stage: np.ndarray
+    hits: np.ndarray
+    certified: np.ndarray
+    status: np.ndarray
+    programs: int
+    settled_exactly: int
+    certificate: Certificate | None
+
+
+def count_cells(
+    net: CPAFunction,
+    windows: Window,
+    *,
+    limits: Limits,
+    certificate: bool = False,
+    watch: Callable[[int, int], None] | None = None,
+) -> CellCounts:
+    """Regions of every window.
+
+    Args:
+      windows: one leading axis, any dimension.
+      limits: regions per window, and a deadline.
+      certificate: record what ``jaxregions.verification.verify`` checks.
+      watch: called with (finished windows, regions so far).
+    """
+    search = new_search(net, windows, limits, Recorder() if certificate else None)
+    explore(search, watch)
+    return _counts(search)
+
+
+def explore(search: Search, watch: Callable[[int, int], None] | None = None) -> None:
+    """Runs a search to its end, or to its limits."""
+    net, stages = search.net, len(search.net.stages)
+    k = search.windows.dimension
+    frame = frame_of(search.windows)
+    stack: list[tuple[int, Iterator[Cell]]] = [(0, iter(_roots(search)))] if stages else []
+    try:
+        while stack and not search.out_of_time():
+            stage, cells = stack[-1]
+            total = sum(s.size for s in net.stages[: stage + 1]) + 1
+            most = _BATCH if k <= SMALL_DIMENSION else PROGRAMS
+            batch = list(islice(cells, max(1, min(most, _ENTRIES // (total * k)))))
+            if not batch:
+                stack.pop()
+                continue
+            window = np.array([c.window for c in batch])
+            u, step = (np.stack([getattr(c, n) for c in batch]) for n in ("u", "step"))
+            rows = enclosed_rows(net, frame, window, search.radius[window], u, step, stage)
+            for cell, own in zip(batch, rows, strict=True):
+                cell.rows = own
+            grown = children(search, batch)
+            if stage == stages - 1:
+                for _ in grown:
+                    pass
+            elif search.sample is None:
+                stack.append((stage + 1, chain.from_iterable(grown)))
+            else:
+                stack.append((stage + 1, iter(_thinned(search, chain.from_iterable(grown)))))
+            if watch is not None:
+                watch(int((search.pending == 0).sum()), int(search.bound.sum()))
+    except KeyboardInterrupt:
+        search.status = Status.INTERRUPTED
+
+
+def _thinned(search: Search, cells: Iterable[Cell]) -> list[Cell]:
+    """A sample of these cells, one stage, from each window."""
+    every = list(cells)
+    window = np.array([c.window for c in every], np.int64)
+    assert search.sample is not None
+    keep, factor = search.sample.thinned(window)
+    np.subtract.at(search.pending, np.delete(window, keep), 1)
+    kept = [every[i] for i in keep]
+    for cell, f in zip(kept, factor.tolist(), strict=True):
+        cell.weight *= f
+    return kept
+
+
+def _counts(search: Search) -> CellCounts:
+    count, stages = search.splits.shape
+    status = np.where(search.going, int(search.status), int(Status.MAX_REGIONS))
+    done = search.going & (search.pending == 0)
+    status[done] = Status.COMPLETE
+    by_stage = 1 + np.cumsum(search.splits, axis=1)
+    hits = np.zeros((count, stages), np.int64)
+    for stage, ((positive, negative, flat), layer) in enumerate(
+        zip(search.seen, search.net.stages, strict=True)
+    ):
+        changes = (positive & negative) | (flat & (positive | negative))
+        window, entry = np.nonzero(changes)
+        units = max(layer.units, 1)
+        key = np.unique(window * units + layer.unit[entry])
+        hits[:, stage] = np.bincount(key // units, minlength=count)
+    recorded = search.recorder
+    return CellCounts(
+        search.bound.copy(),
+        np.where(done[:, None], by_stage, 0),
+        np.where(done[:, None], hits, -1),
+        done & (search.unsettled == 0),
+        status,
+        search.programs,
+        search.settled_exactly,
+        None if recorded is None else recorded.certificate(search.windows.dimension),
+    )
+
+
+def _roots(search: Search) -> list[Cell]:
+    """The windows themselves."""
+    count, k = search.radius.shape
+    numbers = np.full(count, -1)
+    if search.recorder is not None:
+        every, center = np.arange(count), np.zeros((count, k))
+        numbers = search.recorder.add_cells(every, -1, 0, center, search.radius)
+    none = np.zeros(0)
+    no_rows = np.zeros((0, 3), np.int64), np.zeros((0, k)), none, none, none
+    return [
+        Cell(window, 0, int(number), None, np.zeros(k), radius, *no_rows)
+        for window, (number, radius) in enumerate(zip(numbers, search.radius, strict=True))
+    ]
+
+
+def limits_from_now(max_regions: int | None, max_seconds: float | None) -> Limits:
+    """Limits from now on."""
+    deadline = np.inf if max_seconds is None else time.monotonic() + max_seconds
+    return Limits(max_regions, deadline)

@@ -1,0 +1,134 @@
+"""The affine maps of a stage on convex cells, enclosed in float64, and exactly.
+
+On a cell of the earlier stages a switching value is affine, so its values at a witness u and at
+k points u + step_j e_j of the closed cell determine it:
+
+    z(v) = z(u) + sum_j (z(u + step_j e_j) - z(u)) / step_j (v_j - u_j).
+
+No derivative is taken: the values come with rigorous bounds, or exactly, and so do the maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxregions import exact
+from jaxregions.engines.points import CORNER, Frame, U, Vertices, input_point, lift
+from jaxregions.engines.steps import in_steps
+from jaxregions.tracing import CPAFunction, bounded_values, compiled, exact_values, prepare
+from jaxregions.windows import Window
+
+__all__ = ["Rows", "enclosed_rows", "exact_rows", "rounded_rows", "slack_factor"]
+
+_SMALL = np.finfo(np.float64).tiny
+
+
+class Rows(NamedTuple):
+    """Switching values slope . u + value on one cell.
+
+    slope: (n, k). value: (n,). error: (n,) how far the float row can be from the exact one anywhere
+    in the window, with a share for the rounding of sums of rows. zero: (n,) the value vanishes on
+    the whole cell, exactly. lost: (n,) the floats say nothing.
+    """
+
+    slope: np.ndarray
+    value: np.ndarray
+    error: np.ndarray
+    zero: np.ndarray
+    lost: np.ndarray
+
+
+def _values(prepared: Any, x: Any, error: Any, stage: int):
+    def one(point, e):
+        return tuple(bounded_values(prepared, point, e, stage))
+
+    return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error)
+
+
+def slack_factor(net: CPAFunction, dimension: int) -> float:
+    """Relative rounding error of a sum of any of the network's rows at a point."""
+    return exact.gamma(sum(s.size for s in net.stages) + 6 * dimension + 64, np.float64)
+
+
+def enclosed_rows(
+    net: CPAFunction,
+    frame: Frame,
+    window: np.ndarray,
+    radius: np.ndarray,
+    u: np.ndarray,
+    step: np.ndarray,
+    stage: int,
+) -> list[Rows]:
+    """The rows of a stage on many cells.
+
+    Args:
+      window, radius, u, step: (C,), (C, k), (C, k), (C, k) of each cell; u + step must be what
+        floats make of it.
+    """
+    count, k = u.shape
+    size = net.stages[stage].size
+    at = np.repeat(u[:, None], k + 1, axis=1)
+    at[:, np.arange(1, k + 1), np.arange(k)] = u + step
+    rows = np.repeat(window, k + 1)
+    none = np.full(len(rows), CORNER)
+    flat = Vertices(at.reshape(-1, k), np.zeros(len(rows)), rows, none, none, none, none, none)
+    with jax.enable_x64(True):
+        prepared = prepare(net)
+        run = compiled(_values, prepared.structure, static=(3,))
+        z, bound = in_steps(
+            lambda x, e: run(prepared, x, e, stage),
+            len(flat.u),
+            lambda part: lift(frame, flat.rows(part)),
+        )
+    z, bound = z.reshape(count, k + 1, size), bound.reshape(count, k + 1, size)
+    with np.errstate(all="ignore"):
+        first, across = z[:, :1], step[:, :, None]
+        slope = (z[:, 1:] - first) / across
+        spread = bound[:, 1:] + bound[:, :1] + 2 * U * (np.abs(z[:, 1:]) + np.abs(first))
+        steep = spread / np.abs(across) * (1 + 8 * U) + 8 * U * np.abs(slope) + _SMALL
+        value = z[:, 0] - np.einsum("cjn,cj->cn", slope, u)
+        moved = np.abs(z[:, 0]) + np.einsum("cjn,cj->cn", np.abs(slope), np.abs(u))
+        reach = np.einsum("cjn,cj->cn", steep, radius + np.abs(u))
+        extent = np.abs(value) + np.einsum("cjn,cj->cn", np.abs(slope), radius)
+        error = bound[:, 0] + reach + slack_factor(net, k) * (moved + extent) + _SMALL
+        error = error * (1 + 64 * (k + 1) * U)
+    zero = (z == 0).all(axis=1) & (bound == 0).all(axis=1)
+    lost = ~zero & ((np.abs(z) <= bound).all(axis=1) | ~np.isfinite(error) | (error > extent))
+    return [
+        Rows(*columns)
+        for columns in zip(np.swapaxes(slope, 1, 2), value, error, zero, lost, strict=True)
+    ]
+
+
+def exact_rows(
+    net: CPAFunction, windows: Window, window: int, u: np.ndarray, step: np.ndarray, stage: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes (n, k) and values (n,) at the window's centre, in rationals."""
+    start = exact.rationals(u)
+
+    def at(point):
+        x = input_point(windows, window, point).reshape(net.input_shape)
+        return exact_values(net, x, stage)
+
+    first = at(start)
+    slope = np.empty((len(first), len(u)), object)
+    for j, end in enumerate(exact.rationals(u + step)):
+        moved = start.copy()
+        moved[j] = end
+        slope[:, j] = (at(moved) - first) / (end - start[j])
+    return slope, first - slope @ start
+
+
+def rounded_rows(
+    net: CPAFunction, slope: np.ndarray, value: np.ndarray, radius: np.ndarray
+) -> Rows:
+    """Exact rows as float64, with their errors."""
+    flat = np.array([exact.rounded(x) for x in slope.ravel()], np.float64).reshape(slope.shape)
+    level = np.array([exact.rounded(x) for x in value], np.float64)
+    extent = np.abs(level) + np.abs(flat) @ radius
+    error = 2 * slack_factor(net, slope.shape[1]) * extent + _SMALL
+    zero = (slope == 0).all(axis=1) & (value == 0)
+    return Rows(flat, level, error, zero, np.zeros(len(value), bool))

@@ -1,0 +1,167 @@
+"""What one search over cells shares: cells, limits, tallies."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import numpy as np
+
+from jaxregions.engines.certificates import ABOVE, BELOW, SPLIT, ZERO, Recorder
+from jaxregions.engines.enclosures import Rows, exact_rows, rounded_rows
+from jaxregions.engines.frontier import Limits, Status
+from jaxregions.tracing import CPAFunction
+from jaxregions.windows import Window
+
+__all__ = ["Cell", "Sample", "Search", "exactly", "new_search", "settled_rows"]
+
+_COARSE = 2.0**-8  # rows with a larger relative error are made exactly
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Cell:
+    """A cell of the stages before ``stage``.
+
+    number: in the certificate. u, step: (k,) witness, and steps to k more points of the closed
+    cell. literal: (m, 3) stage, entry and sign of the switching values that bound it; slope, value,
+    error: (m, ...) these rows, signed, in units of the radii and divided by ``scale``. weight: of a
+    sample. rows, exact: of its own stage.
+    """
+
+    window: int
+    stage: int
+    number: int
+    parent: Cell | None
+    u: np.ndarray
+    step: np.ndarray
+    literal: np.ndarray
+    slope: np.ndarray
+    value: np.ndarray
+    error: np.ndarray
+    scale: np.ndarray
+    weight: float = 1.0
+    rows: Rows | None = None
+    exact: tuple[np.ndarray, np.ndarray] | None = None
+
+
+class Sample:
+    """Random descents, one a window: at most ``population`` nodes of each, which stand for all.
+
+    leaves: (W,) the weights of the leaves that each descent met.
+    """
+
+    def __init__(self, rng: np.random.Generator, population: int, windows: int):
+        self.rng, self.population, self.leaves = rng, population, np.zeros(windows)
+
+    def thinned(self, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the nodes in these windows are kept, and the factors on their weights."""
+        count = np.bincount(window, minlength=len(self.leaves))
+        order = np.lexsort((self.rng.random(len(window)), window))
+        rank = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
+        keep = np.sort(order[rank < self.population])
+        return keep, np.maximum(count[window[keep]] / self.population, 1.0)
+
+
+@dataclasses.dataclass(eq=False)
+class Search:
+    """bound: (W,) proven regions. splits: (W, S). pending: (W,) open cells. unsettled: (W,) sides
+    neither found nor refuted. going: (W,) not stopped by a limit. seen: per stage (3, W, size):
+    where a switching value is positive, negative, identically zero on some cell. sample: random
+    descents instead of everything.
+    """
+
+    net: CPAFunction
+    windows: Window
+    radius: np.ndarray
+    limits: Limits
+    recorder: Recorder | None
+    sample: Sample | None
+    bound: np.ndarray
+    splits: np.ndarray
+    pending: np.ndarray
+    going: np.ndarray
+    unsettled: np.ndarray
+    seen: list[np.ndarray]
+    status: Status = Status.COMPLETE
+    programs: int = 0
+    settled_exactly: int = 0
+
+    def out_of_time(self) -> bool:
+        if time.monotonic() > self.limits.deadline:
+            self.status = Status.MAX_SECONDS
+        if self.limits.halt.is_set():
+            self.status = Status.INTERRUPTED
+        return self.status != Status.COMPLETE
+
+    def split(self, stage: int, window: np.ndarray) -> None:
+        """One more region in each of these windows, once for every time it is named."""
+        more = np.bincount(window, minlength=len(self.bound))
+        self.splits[:, stage] += more
+        self.bound += more
+        if self.limits.regions is not None:
+            self.going &= self.bound <= self.limits.regions
+
+    def saw(self, stage: int, window: np.ndarray, kind: np.ndarray) -> None:
+        """kind (P, size): what became of each switching value in cells of these windows."""
+        for seen, names in zip(self.seen[stage], _SHOWS, strict=True):
+            np.logical_or.at(seen, window, np.isin(kind, names))
+
+    def saw_some(self, stage: int, window: np.ndarray, unit: np.ndarray, kind: np.ndarray) -> None:
+        for seen, names in zip(self.seen[stage], _SHOWS, strict=True):
+            some = np.isin(kind, names)
+            seen[window[some], unit[some]] = True
+
+
+_SHOWS = ((SPLIT, ABOVE), (SPLIT, BELOW), (ZERO,))
+
+
+def new_search(
+    net: CPAFunction,
+    windows: Window,
+    limits: Limits,
+    recorder: Recorder | None = None,
+    sample: Sample | None = None,
+) -> Search:
+    """A search that has not begun."""
+    count, stages = len(windows.center), len(net.stages)
+    return Search(
+        net,
+        windows,
+        np.array(windows.radii(), np.float64),
+        limits,
+        recorder,
+        sample,
+        np.ones(count, np.int64),
+        np.zeros((count, stages), np.int64),
+        np.full(count, int(stages > 0)),
+        np.ones(count, bool),
+        np.zeros(count, np.int64),
+        [np.zeros((3, count, s.size), bool) for s in net.stages],
+    )
+
+
+def exactly(search: Search, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
+    """The exact rows of the cell's own stage, in input units."""
+    if cell.exact is None:
+        cell.exact = exact_rows(
+            search.net, search.windows, cell.window, cell.u, cell.step, cell.stage
+        )
+    return cell.exact
+
+
+def settled_rows(search: Search, cell: Cell) -> Rows:
+    """The rows of the cell's stage, exact ones where floats do not know them well."""
+    rows = cell.rows
+    assert rows is not None
+    extent = np.abs(rows.value) + np.abs(rows.slope) @ search.radius[cell.window]
+    coarse = rows.lost | (~rows.zero & (rows.error > _COARSE * extent))
+    if not coarse.any():
+        return rows
+    search.settled_exactly += int(coarse.sum())
+    made = rounded_rows(search.net, *exactly(search, cell), search.radius[cell.window])
+    return Rows(
+        *(
+            np.where(coarse.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+            for old, new in zip(rows, made, strict=True)
+        )
+    )

@@ -1,0 +1,244 @@
+"""Certificates are accepted as they are made, and refused when anything in them is wrong."""
+
+import numpy as np
+import pytest
+from batchnorm_slices import at_centroid
+from small_networks import integer_layers, integer_windows, recipe, traced
+
+import jaxregions as jr
+from jaxregions.engines import certificates
+from jaxregions.engines.cells import count_cells, limits_from_now
+from jaxregions.engines.certificates import ABOVE, LEAF, OPEN, SPLIT, load_certificate
+from jaxregions.engines.frontier import Limits
+from jaxregions.verification import verify
+
+UNLIMITED = Limits(None, np.inf)
+
+
+def certified(net, windows, limits=UNLIMITED):
+    return count_cells(net, windows, limits=limits, certificate=True)
+
+
+def proven(net, certificate, windows):
+    """The number of regions of each window that a certificate speaks of."""
+    last = certificate.stage == len(net.stages)
+    return np.bincount(certificate.window[last], minlength=windows).tolist()
+
+
+@pytest.fixture(scope="module")
+def example():
+    """Three small windows of a 3-8-8 network."""
+    net = traced(recipe((3, 8, 8), 3))
+    windows = jr.Window(np.random.default_rng(2).normal(size=(3, 3)) / 2, 0.35)
+    return net, windows, certified(net, windows)
+
+
+@pytest.fixture(scope="module")
+def concurrent():
+    """Hyperplanes through the centroid: proofs whose margin is exactly zero."""
+    net, windows = at_centroid(7, 6, 3)
+    return net, windows, certified(net, windows)
+
+
+def test_a_certificate_proves_its_count(example):
+    net, windows, counts = example
+    assert verify(net, windows, counts.certificate) is True
+    assert proven(net, counts.certificate, 3) == counts.regions.tolist()
+    assert counts.regions.max() > 20
+
+
+def test_concurrent_hyperplanes_have_proofs_in_whole_numbers(concurrent):
+    net, windows, counts = concurrent
+    assert verify(net, windows, counts.certificate) is True
+    assert len(counts.certificate.exact_proof) > 0
+
+
+def test_degenerate_slices_with_dead_units():
+    for seed in range(6):
+        net = traced(integer_layers(seed, (3, 4, 3, 1), ("relu", "relu", None)))
+        windows = integer_windows(seed, 4, 3, 2)
+        counts = certified(net, windows)
+        assert verify(net, windows, counts.certificate) is True
+        assert proven(net, counts.certificate, 4) == counts.regions.tolist()
+
+
+def test_a_window_without_leading_axes(example):
+    net, windows, _ = example
+    assert verify(net, windows[1], certified(net, windows[1:2]).certificate) is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sizes", "seed", "radius"), [((3, 16, 16), 3, 1), ((4, 16, 16), 4, 0.5)])
+def test_recipes(sizes, seed, radius):
+    net, window = traced(recipe(sizes, seed)), jr.Window(np.zeros((1, sizes[0])), radius)
+    counts = certified(net, window)
+    assert verify(net, window, counts.certificate) is True
+    assert proven(net, counts.certificate, 1) == [{3: 4896, 4: 17007}[sizes[0]]]
+
+
+def test_certificates_come_back_from_disk(example, tmp_path):
+    net, windows, counts = example
+    certificates.save_certificate(tmp_path / "c.npz", counts.certificate)
+    loaded = load_certificate(tmp_path / "c.npz")
+    for name, column in counts.certificate._asdict().items():
+        np.testing.assert_array_equal(getattr(loaded, name), column)
+    assert verify(net, windows, loaded) is True
+
+
+def test_another_file_is_no_certificate(tmp_path):
+    np.savez(tmp_path / "x.npz", a=1)
+    with pytest.raises(ValueError, match="expected a certificate"):
+        load_certificate(tmp_path / "x.npz")
+
+
+def test_a_search_that_stopped_proves_nothing(example):
+    net, windows, _ = example
+    counts = certified(net, windows, limits_from_now(10, None))
+    assert verify(net, windows, counts.certificate) is not True
+
+
+# Tampering ---------------------------------------------------------------------------------------
+
+
+def changed(certificate, **edits):
+    """A copy; each edit receives a copy of its column and changes it, or returns another."""
+    columns = {}
+    for name, edit in edits.items():
+        column = getattr(certificate, name).copy()
+        answer = edit(column)
+        columns[name] = column if answer is None else answer
+    return certificate._replace(**columns)
+
+
+def put(index, value):
+    def edit(column):
+        column[index] = value
+
+    return edit
+
+
+def first(mask):
+    return int(np.flatnonzero(mask)[0])
+
+
+def long_proof(c):
+    """A proof of at least two rows that a step refers to."""
+    used = np.unique(c.proof[c.proof >= 0])
+    return int(used[np.diff(c.clause)[used] >= 2][0])
+
+
+def without_row(c):
+    proof, at = long_proof(c), c.clause[long_proof(c)]
+    names = ("clause_stage", "clause_entry", "clause_sign", "weight")
+    edits = {n: (lambda column: np.delete(column, at)) for n in names}
+
+    def starts(column):
+        column[proof + 1 :] -= 1
+
+    return changed(c, clause=starts, **edits)
+
+
+def with_another_proof(c):
+    """One that does not speak of the switching value."""
+    step = first(c.proof >= 0)
+    rows = np.repeat(np.arange(len(c.clause) - 1), np.diff(c.clause))
+    other = np.setdiff1d(rows, rows[c.clause_entry == c.entry[step]])[0]
+    return changed(c, proof=put(step, other))
+
+
+def swapped_leaves(c):
+    a, b = np.flatnonzero((c.kind == LEAF) & (c.entry == c.entry.max()))[0], first(c.kind == LEAF)
+    return changed(c, entry=lambda e: put([a, b], e[[b, a]])(e))
+
+
+TAMPERED = {
+    "witness of another cell": lambda c: changed(c, witness=lambda w: put(-1, w[-2])(w)),
+    "witness outside the window": lambda c: changed(c, witness=put((-1, 0), 1.0)),
+    "witness is no number": lambda c: changed(c, witness=put((-1, 0), np.nan)),
+    "step out of the cell": lambda c: changed(c, step=lambda s: put(3, 30 * s[3])(s)),
+    "no step": lambda c: changed(c, step=put((3, 1), 0.0)),
+    "no step of a window": lambda c: changed(c, step=put((0, 1), np.nan)),
+    "multiplier negative": lambda c: changed(c, weight=put(c.clause[long_proof(c)], -1.0)),
+    "multiplier infinite": lambda c: changed(c, weight=put(c.clause[long_proof(c)], np.inf)),
+    "multipliers all zero": lambda c: changed(c, weight=lambda w: np.zeros(len(w))),
+    "multiplier too large": lambda c: changed(
+        c, weight=lambda w: put(c.clause[long_proof(c)], 1e6 * w[c.clause[long_proof(c)]])(w)
+    ),
+    "row left out of a proof": without_row,
+    "row with the other sign": lambda c: changed(
+        c, clause_sign=lambda s: put(c.clause[long_proof(c)], -s[c.clause[long_proof(c)]])(s)
+    ),
+    "row of another unit": lambda c: changed(c, clause_entry=lambda e: (e + 1) % 8),
+    "row out of range": lambda c: changed(c, clause_entry=put(0, 8)),
+    "stage out of range": lambda c: changed(c, clause_stage=put(0, 2)),
+    "another proof": with_another_proof,
+    "proof that does not exist": lambda c: changed(c, proof=put(0, len(c.clause))),
+    "refuted by itself": lambda c: changed(c, proof=lambda p: put(first(p >= 0), -1)(p)),
+    "split not made": lambda c: changed(c, kind=put(first(c.kind == SPLIT), ABOVE)),
+    "side left open": lambda c: changed(c, kind=put(first(c.proof >= 0), OPEN)),
+    "side unknown": lambda c: changed(c, kind=put(first(c.proof >= 0), 9)),
+    "zero that is none": lambda c: changed(c, kind=lambda k: put(first((k == 1) | (k == 2)), 3)(k)),
+    "sides of a split exchanged": lambda c: changed(
+        c,
+        following=lambda f: put(first(c.kind == SPLIT), c.other[first(c.kind == SPLIT)])(f),
+        other=lambda o: put(first(c.kind == SPLIT), c.following[first(c.kind == SPLIT)])(o),
+    ),
+    "split with one side twice": lambda c: changed(
+        c, other=put(first(c.kind == SPLIT), c.following[first(c.kind == SPLIT)])
+    ),
+    "tree without end": lambda c: changed(c, following=put(first(c.kind == SPLIT), 0)),
+    "tree cut off": lambda c: changed(c, following=put(first(c.kind == SPLIT), -1)),
+    "decided twice": lambda c: changed(c, entry=put(1, c.entry[0])),
+    "leaf too early": lambda c: changed(c, kind=put(0, LEAF)),
+    "leaves exchanged": swapped_leaves,
+    "leaf counted twice": lambda c: changed(
+        c, entry=put(np.flatnonzero(c.kind == LEAF)[-1], c.entry[c.kind == LEAF][-2])
+    ),
+    "region of another window": lambda c: changed(c, window=put(-1, 0)),
+    "region of another parent": lambda c: changed(c, parent=put(-1, c.parent[-1] - 1)),
+    "region of another stage": lambda c: changed(c, stage=put(-1, 1)),
+    "region invented": lambda c: c._replace(
+        **{
+            n: np.concatenate([getattr(c, n), getattr(c, n)[-1:]])
+            for n in ("window", "parent", "stage", "witness", "step", "tree")
+        }
+    ),
+    "window without a root": lambda c: changed(c, window=put(0, 1)),
+    "column too short": lambda c: changed(c, entry=lambda e: e[:-1]),
+    "proofs out of order": lambda c: changed(c, clause=put(1, len(c.weight) + 1)),
+}
+
+
+@pytest.mark.parametrize("kind", TAMPERED)
+def test_tampered_certificates_are_refused(example, kind):
+    net, windows, counts = example
+    answer = verify(net, windows, TAMPERED[kind](counts.certificate))
+    assert isinstance(answer, str)
+    assert answer
+
+
+@pytest.mark.parametrize("edit", ["0 0 0", "-1 2 3", "1", "1 1 1 1 1 1 1 1 1", "x"])
+def test_tampered_whole_multipliers_are_refused(concurrent, edit):
+    net, windows, counts = concurrent
+    c = counts.certificate
+    weights = np.array([edit, *c.exact_weight[1:]])
+    assert isinstance(verify(net, windows, c._replace(exact_weight=weights)), str)
+
+
+def test_a_perturbed_multiplier_of_a_tie_is_refused(concurrent):
+    net, windows, counts = concurrent
+    c = counts.certificate
+    weights = [" ".join([str(int(w.split()[0]) + 1), *w.split()[1:]]) for w in c.exact_weight]
+    assert isinstance(verify(net, windows, c._replace(exact_weight=np.array(weights))), str)
+
+
+def test_a_certificate_holds_for_its_own_window_only(example):
+    net, windows, counts = example
+    other = jr.Window(windows.center, windows.radius * 1.5)
+    assert isinstance(verify(net, other, counts.certificate), str)
+    assert isinstance(verify(net, windows[:2], counts.certificate), str)
+
+
+def test_a_certificate_holds_for_its_own_network_only(example):
+    _, windows, counts = example
+    assert isinstance(verify(traced(recipe((3, 8, 8), 4)), windows, counts.certificate), str)
