@@ -4,7 +4,7 @@
 
 k = 2, 64 ReLU units, 16 windows, BatchNorm (beta = 0) and its twin without on the same draws.
 
-Both halves of the samples at once, on two threads. Floors, in the same run and measured in turn: the
+Both halves of the samples at once, on two threads. Floors, in the same run and in turn: the
 same normals drawn in the same jitted block, on two threads too; and a
 NumPy loop over samples, vectorised over all pairs and windows of a sample (crossings once per
 sample; 2n in closed form for BatchNorm), which proves nothing. Ratios are medians over the turns.

@@ -79,7 +79,14 @@ def concurrent_count(n, k):
     return 2 * sum(math.comb(n - 1, j) for j in range(k))
 
 
-@pytest.mark.parametrize(("k", "sizes"), [(1, (1, 7, 200)), (2, (1, 2, 30, 200)), (3, (1, 2, 25))])
+@pytest.mark.parametrize(
+    ("k", "sizes"),
+    [
+        (1, (1, 7, 200)),
+        (2, (1, 2, 30, 200)),
+        pytest.param(3, (1, 2, 25), marks=pytest.mark.slow),
+    ],
+)
 def test_concurrent_hyperplanes_count_exactly(k, sizes):
     for n in sizes:
         rng = np.random.default_rng(n)
@@ -200,7 +207,7 @@ def test_units_without_hyperplane_cut_nothing():
     assert (counts.regions, counts.hyperplanes) == (2, 1)
 
 
-@pytest.mark.parametrize("d", [1, 2, 3])
+@pytest.mark.parametrize("d", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_bracket_holds(d):
     rng = np.random.default_rng(d)
     planes = Hyperplanes(rng.normal(size=(12, d)), np.zeros(d), 0.5 * rng.normal(size=(12, 1)))

@@ -162,8 +162,8 @@ def test_recipe_in_four_dimensions():
 @pytest.mark.parametrize(
     ("width", "d", "k"),
     [
-        (7, 6, 3),
-        (7, 6, 4),
+        pytest.param(7, 6, 3, marks=pytest.mark.slow),
+        pytest.param(7, 6, 4, marks=pytest.mark.slow),
         (7, 6, 5),
         pytest.param(20, 3, 3, marks=pytest.mark.slow),
         pytest.param(14, 4, 4, marks=pytest.mark.slow),

@@ -181,6 +181,7 @@ def test_spirals_turn_once():
     assert np.abs(np.angle(turn[radius > 0.5])).mean() < 0.2
 
 
+@pytest.mark.slow
 def test_mnist1d_is_the_packages_own_generator():
     """Seed 42 is its published default: the same signals."""
     from mnist1d.data import get_dataset_args, make_dataset

@@ -240,6 +240,7 @@ def test_same_shapes_trace_once():
         traced(planes, jr.Window(np.random.default_rng(seed).normal(size=(4, 3)), 0.5))
 
 
+@pytest.mark.slow
 def test_large_problem_stays_within_two_gigabytes():
     """10^5 windows x 1024 units at d = 64 in float32, in a process of its own."""
     script = """

@@ -36,11 +36,8 @@ SAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem != "quickstart")) for p in NOTEBOOKS],
-    ids=lambda p: p.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_cells_run(path, tmp_path):
     # In a folder of its own, so that the kernel imports what is installed.
     notebook = nbformat.read(path, as_version=4)

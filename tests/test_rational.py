@@ -351,7 +351,7 @@ def images(size):
     [
         (zoo.SmallResNet(channels=(2, 3)), images(4)),
         (models.Unet(), images(4)),
-        (models.PooledCnn(), images(4)),
+        pytest.param(models.PooledCnn(), images(4), marks=pytest.mark.slow),
     ],
     ids=["resnet", "unet", "pooled cnn"],
 )

@@ -67,6 +67,7 @@ def lines(process):
     return [line.split() for line in out.splitlines() if len(line.split()[0]) == 64]
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_bits_of_one():
     ((one, eight),) = lines(start(HITS, devices=8))
     assert one == eight

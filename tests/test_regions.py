@@ -47,8 +47,8 @@ def centred_window(center, d):
     ("width", "d"),
     [
         (3, 2),
-        (30, 64),
-        (128, 64),
+        pytest.param(30, 64, marks=pytest.mark.slow),
+        pytest.param(128, 64, marks=pytest.mark.slow),
         pytest.param(128, 2, marks=pytest.mark.slow),
         pytest.param(512, 2, marks=pytest.mark.slow),
         pytest.param(512, 64, marks=pytest.mark.slow),
@@ -69,7 +69,9 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize(("wrap", "d"), [("lambda", 64), ("jit", 2), ("vmap", 64)])
+@pytest.mark.parametrize(
+    ("wrap", "d"), [("lambda", 64), ("jit", 2), pytest.param("vmap", 64, marks=pytest.mark.slow)]
+)
 def test_wrapping_the_function_keeps_the_hyperplanes_concurrent(wrap, d):
     f, center, _ = conditioned(30, d)
     counts = jr.count_regions(WRAPPERS[wrap](f), centred_window(center, d))
@@ -206,7 +208,7 @@ def test_affine_regions_of_cells_too_thin_for_floats():
 # Maxima ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_maxout_counts_sets_of_maximisers(size):
     layers = gaussian_layers(30, (2, 2 * size, 2))
     layers = [(*layers[0][:2], size), (np.array([[1.0, -2.0]]), np.array([0.1]), "relu")]

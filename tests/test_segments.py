@@ -13,7 +13,7 @@ from jaxregions.engines import frontier, points, segments
 
 INTEGER_CASES = [
     ((4, 4, 3, 3, 1), ("relu", "relu", "relu", None)),
-    ((3, 4, 3, 1), ("hard_tanh", "leaky", None)),
+    pytest.param((3, 4, 3, 1), ("hard_tanh", "leaky", None), marks=pytest.mark.slow),
 ]
 
 

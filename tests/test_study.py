@@ -34,6 +34,9 @@ SMALL = StudyConfig(
 )
 
 
+RESULTS = ("results.csv", "expected.csv", "results.json")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """The same study is run several times: what one run compiles, the next ones load."""
@@ -66,12 +69,13 @@ def rows(config):
     return json.loads((files(config) / "results.json").read_text())["rows"]
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes_and_the_announced_steps(finished, tmp_path):
     config, _ = finished
     again = replace(config, output=str(tmp_path / "again"))
     ready, steps = prepare(again), []
     run(ready, lambda _, n: steps.append(n))
-    for name in ("results.csv", "results.json", "config.json"):
+    for name in (*RESULTS, "config.json"):
         assert (files(config) / name).read_bytes() == (files(again) / name).read_bytes()
     assert sum(steps) == ready.steps
 
@@ -87,11 +91,12 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "where",
     [
         "with BatchNorm: epoch 2",
-        pytest.param("without BatchNorm: epoch 1", marks=pytest.mark.slow),
+        "without BatchNorm: epoch 1",
     ],
 )
 def test_an_interrupted_study_resumes_to_the_same_numbers(finished, tmp_path, where):
@@ -108,7 +113,7 @@ def test_an_interrupted_study_resumes_to_the_same_numbers(finished, tmp_path, wh
     seen = []
     run(prepare(replace(partial, resume=True)), lambda what, steps: seen.append((what, steps)))
     assert seen[0] == ("with BatchNorm: resumed", seen[0][1])
-    for name in ("results.csv", "results.json"):
+    for name in RESULTS:
         assert (files(partial) / name).read_bytes() == (files(config) / name).read_bytes()
 
 
@@ -125,11 +130,11 @@ def test_all_files_are_there(finished):
     config, result = finished
     root = files(config)
     assert result.page == root / "index.html"
-    for name in ("index.html", "results.csv", "results.json", "config.json", "windows.npz"):
+    for name in ("index.html", *RESULTS, "config.json", "windows.npz"):
         assert (root / name).stat().st_size > 0
     names = {path.stem for path in (root / "figures").iterdir()}
     layer_one = {"training", "hits", "radius", "regions", "deeper", "arrangement"}
-    assert names == layer_one | {"network", "partitions", "slopes"}
+    assert names == layer_one | {"expected", "network", "partitions", "slopes"}
     for path in (root / "figures").iterdir():
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -138,7 +143,7 @@ def test_the_page_loads_nothing_from_elsewhere(finished):
     page = (files(finished[0]) / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|<script|<link|@import|url\(", page)
     sources = re.findall(r'src="(.{0,22})', page)
-    assert len(sources) == 9
+    assert len(sources) == 10
     assert set(sources) == {"data:image/png;base64,"}
 
 

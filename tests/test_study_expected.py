@@ -77,6 +77,7 @@ def test_counts_are_those_of_sign_patterns_on_a_grid(found, model):
         assert seen <= result.counts[model, 0][j] <= seen + 1  # a grid can miss a sliver
 
 
+@pytest.mark.slow
 def test_without_a_closed_form_nothing_is_claimed_about_it():
     config = replace(CONFIG, activation="hard_tanh")
     result = ray(config)[2]

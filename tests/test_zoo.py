@@ -112,6 +112,7 @@ def test_cnn_is_conv_pool_dense():
     np.testing.assert_allclose(out, dense(p["output"], h), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_resnet_is_residual_blocks():
     """Against scipy's correlation: identity shortcut, then a strided 1x1 projection."""
     x = images(2, 7, 8, 1)
