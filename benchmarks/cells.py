@@ -1,6 +1,6 @@
 """Exact counts in windows of any dimension against a plain depth-first enumeration.
 
-    python benchmarks/cells.py [--repeat 3] [--skip-slow]
+    python benchmarks/cells.py [--repeat 3] [--cases N] [--skip-estimates]
 
 The enumeration goes down the sign tree of every layer unit by unit: it prunes by the box, follows
 the witness on the side it lies on, reuses the points it found in a cell, leaves out units that do
