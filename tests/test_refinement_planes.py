@@ -180,23 +180,6 @@ def test_the_common_point_on_the_boundary_is_left_open():
 
 
 @pytest.mark.slow
-def test_many_open_pairs_are_decided_exactly_together():
-    planes = degenerate("three lines in a point")
-    pairs = planes_of(np.repeat(planes.normal, 8, 0), np.repeat(planes.offset, 8, 0))
-    ordinary = draw(seed=6)
-    pairs.normal[::2], pairs.offset[::2] = (
-        np.repeat(ordinary.normal, 4, 0),
-        np.repeat(ordinary.offset, 4, 0),
-    )
-    windows = jr.Window(np.tile(CENTER, (16, 1)), 0.8)
-    assert len(windows.center) > module._FEW
-    settled = measure_exactly(pairs, windows)
-    assert settled.decided.all()
-    np.testing.assert_array_equal(settled.hits, jr.count_hits(pairs, windows).hits)
-    np.testing.assert_array_equal(settled.lower, jr.count_arrangement(pairs, windows).regions)
-
-
-@pytest.mark.slow
 def test_simple_skips_only_the_search_for_triple_points():
     """With three lines in a point the count of pairs is one too many, and is not noticed."""
     planes = degenerate("three lines in a point")
