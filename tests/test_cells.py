@@ -13,7 +13,7 @@ from small_networks import gaussian_layers, integer_layers, integer_windows, rec
 import jaxregions as jr
 from jaxregions import exact
 from jaxregions.engines import programs, sides
-from jaxregions.engines.cells import count_cells, limits_from_now
+from jaxregions.engines.cells import count_cells
 from jaxregions.engines.contests import merged_regions
 from jaxregions.engines.estimates import estimate_cells, interval, leaf_weights
 from jaxregions.engines.farkas import decide
@@ -299,7 +299,7 @@ def test_margins_of_arrays_are_those_of_highs():
 
 
 def test_stops_at_max_regions_with_a_lower_bound():
-    found = counted(RECIPE, box(3, 1.0), limits_from_now(100, None))
+    found = counted(RECIPE, box(3, 1.0), Limits(100, np.inf))
     assert found.status.tolist() == [Status.MAX_REGIONS]
     assert 100 < found.regions[0] <= REGIONS
     assert not found.certified[0]
@@ -307,7 +307,7 @@ def test_stops_at_max_regions_with_a_lower_bound():
 
 def test_a_limit_stops_only_the_windows_above_it():
     windows = jr.Window(np.zeros((2, 3)), [0.01, 1.0])
-    found = counted(RECIPE, windows, limits_from_now(100, None))
+    found = counted(RECIPE, windows, Limits(100, np.inf))
     assert found.status.tolist() == [Status.COMPLETE, Status.MAX_REGIONS]
     assert found.by_stage[1].tolist() == [0, 0]
 

@@ -7,7 +7,7 @@ from small_networks import integer_layers, integer_windows, recipe, traced
 
 import jaxregions as jr
 from jaxregions.engines import certificates
-from jaxregions.engines.cells import count_cells, limits_from_now
+from jaxregions.engines.cells import count_cells
 from jaxregions.engines.certificates import ABOVE, LEAF, OPEN, SPLIT, load_certificate
 from jaxregions.engines.frontier import Limits
 from jaxregions.verification import verify
@@ -93,7 +93,7 @@ def test_another_file_is_no_certificate(tmp_path):
 
 def test_a_search_that_stopped_proves_nothing(example):
     net, windows, _ = example
-    counts = certified(net, windows, limits_from_now(10, None))
+    counts = certified(net, windows, Limits(10, np.inf))
     assert verify(net, windows, counts.certificate) is not True
 
 

@@ -8,7 +8,6 @@ after the last stage are the regions. Cells go depth first in batches, so memory
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
@@ -24,7 +23,7 @@ from jaxregions.engines.signtree import children
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["CellCounts", "count_cells", "explore", "limits_from_now"]
+__all__ = ["CellCounts", "count_cells", "explore"]
 
 _BATCH = 1024  # cells that are split together
 _ENTRIES = 1 << 22  # numbers in their rows
@@ -163,9 +162,3 @@ def _roots(search: Search) -> list[Cell]:
         Cell(window, 0, int(number), None, np.zeros(k), radius, *no_rows)
         for window, (number, radius) in enumerate(zip(numbers, search.radius, strict=True))
     ]
-
-
-def limits_from_now(max_regions: int | None, max_seconds: float | None) -> Limits:
-    """Limits from now on."""
-    deadline = np.inf if max_seconds is None else time.monotonic() + max_seconds
-    return Limits(max_regions, deadline)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxregions.engines.merging import Round, maximisers
+from jaxregions.engines.merging import Round, by_group, maximisers, played
 from jaxregions.engines.points import CORNER, Ledger, Vertices
 from jaxregions.engines.signs import patterns
-from jaxregions.tracing import CPAFunction, fixed_signs
+from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
 __all__ = ["merged_regions"]
@@ -32,20 +32,11 @@ def merged_regions(
     signs = patterns(Ledger(net, windows, points), len(net.stages))
     columns = [window[:, None]]
     contests: dict[int, list[Round]] = {}
-    for level, (stage, sign) in enumerate(zip(net.stages, signs, strict=True)):
-        offset = 0
-        for group in stage.groups:
-            rows = np.ones(group.left.shape, bool) if group.rows is None else group.rows
-            count = int(rows.sum())
-            part = sign[:, offset : offset + count]
-            offset += count
-            if group.contest is None:
-                columns.append(part)
-                continue
-            play = np.empty((len(sign), *group.left.shape), np.int8)
-            play[:] = fixed_signs(net, group)
-            play[:, rows] = part
-            one = Round(level, group.contest.smallest, play, rows)
+    for level, group, part, unit in by_group(net, signs):
+        if group.contest is None:
+            columns.append(part)
+        else:
+            one = played(net, level, group, part, unit)
             contests.setdefault(group.contest.number, []).append(one)
     columns += [maximisers(rounds).reshape(len(window), -1) for rounds in contests.values()]
     different = np.unique(np.concatenate(columns, axis=1), axis=0)

@@ -52,7 +52,7 @@ class Limits(NamedTuple):
 
     regions: int | None
     deadline: float
-    halt: threading.Event = threading.Event()
+    halt: threading.Event | None = None
 
 
 class Tally(NamedTuple):
@@ -97,7 +97,8 @@ def explore(
         np.full(count, -1),
         np.zeros(2, np.int64),
     )
-    limits = limits._replace(halt=threading.Event())
+    halt = threading.Event()
+    limits = limits._replace(halt=halt)
 
     def group(start: int, stop: int) -> Ledger:
         these = windows[np.arange(start, stop)]
@@ -111,7 +112,7 @@ def explore(
         return ledger
 
     try:
-        for ledger in _in_turn(group, count, limits.halt):
+        for ledger in _in_turn(group, count, halt):
             tally.decisions[:] += ledger.decisions, ledger.settled_exactly
     except KeyboardInterrupt:
         tally.status[tally.status < 0] = Status.INTERRUPTED
@@ -221,7 +222,7 @@ def _within_limits(engine, mesh, tally: Tally, limits: Limits) -> list[Any]:
 
 
 def _stopped(limits: Limits) -> Status | None:
-    if limits.halt.is_set():
+    if limits.halt is not None and limits.halt.is_set():
         return Status.INTERRUPTED
     return Status.MAX_SECONDS if time.monotonic() > limits.deadline else None
 

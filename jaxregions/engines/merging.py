@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +12,19 @@ from scipy.sparse.csgraph import connected_components
 
 from jaxregions.engines.points import CORNER, Ledger, U, Vertices, point, widest
 from jaxregions.engines.records import Cells
-from jaxregions.tracing import CPAFunction, fixed_signs
+from jaxregions.tracing import CPAFunction, Group, fixed_signs
 
-__all__ = ["contest_changes", "has_contests", "joined", "per_window", "witnesses"]
+__all__ = [
+    "Round",
+    "by_group",
+    "contest_changes",
+    "has_contests",
+    "joined",
+    "maximisers",
+    "per_window",
+    "played",
+    "witnesses",
+]
 
 
 def joined(cells: Cells, same: np.ndarray) -> np.ndarray:
@@ -62,26 +74,14 @@ def contest_changes(
     changed = np.zeros(len(cells.left), bool)
     keys: list[list[np.ndarray]] = [[] for _ in net.stages]
     contests: dict[int, list[Round]] = {}
-    for level, (stage, sign) in enumerate(zip(net.stages, signs, strict=True)):
-        offset = 0
-        for group in stage.groups:
-            rows = np.ones(group.left.shape, bool) if group.rows is None else group.rows
-            count = int(rows.sum())
-            part, unit = sign[:, offset : offset + count], stage.unit[offset : offset + count]
-            offset += count
-            if group.contest is None:
-                facet, entry = np.nonzero(part[cells.left] != part[cells.right])
-                changed[facet] = True
-                keys[level].append(_keys(cells, facet, unit[entry], stage.units))
-            else:
-                play = np.empty((len(sign), *group.left.shape), np.int8)
-                play[:] = fixed_signs(net, group)
-                play[:, rows] = part
-                units = np.full(group.left.shape, -1)
-                units[rows] = unit
-                contests.setdefault(group.contest.number, []).append(
-                    Round(level, group.contest.smallest, play, units)
-                )
+    for level, group, part, unit in by_group(net, signs):
+        if group.contest is None:
+            facet, entry = np.nonzero(part[cells.left] != part[cells.right])
+            changed[facet] = True
+            keys[level].append(_keys(cells, facet, unit[entry], net.stages[level].units))
+        else:
+            one = played(net, level, group, part, unit)
+            contests.setdefault(group.contest.number, []).append(one)
     for rounds in contests.values():
         members = maximisers(rounds)
         real = (members[cells.left] != members[cells.right]).any(axis=1)
@@ -104,6 +104,32 @@ class Round(NamedTuple):
     smallest: bool
     play: np.ndarray
     units: np.ndarray
+
+
+def by_group(
+    net: CPAFunction, signs: list[np.ndarray]
+) -> Iterator[tuple[int, Group, np.ndarray, np.ndarray]]:
+    """(stage, group, signs (F, entries), unit (entries,)) of every group."""
+    for level, (stage, sign) in enumerate(zip(net.stages, signs, strict=True)):
+        offset = 0
+        for group in stage.groups:
+            rows = group.rows
+            count = math.prod(group.left.shape) if rows is None else int(rows.sum())
+            here = slice(offset, offset + count)
+            yield level, group, sign[:, here], stage.unit[here]
+            offset += count
+
+
+def played(net: CPAFunction, level: int, group: Group, part: np.ndarray, unit: np.ndarray) -> Round:
+    """A round of a contest, its constant comparisons filled in."""
+    assert group.contest is not None
+    rows = np.ones(group.left.shape, bool) if group.rows is None else group.rows
+    play = np.empty((len(part), *group.left.shape), np.int8)
+    play[:] = fixed_signs(net, group)
+    play[:, rows] = part
+    units = np.full(group.left.shape, -1)
+    units[rows] = unit
+    return Round(level, group.contest.smallest, play, units)
 
 
 def _keys(cells: Cells, facet: np.ndarray, unit: np.ndarray, units: int) -> np.ndarray:

@@ -89,7 +89,7 @@ class Search:
     def out_of_time(self) -> bool:
         if time.monotonic() > self.limits.deadline:
             self.status = Status.MAX_SECONDS
-        if self.limits.halt.is_set():
+        if self.limits.halt is not None and self.limits.halt.is_set():
             self.status = Status.INTERRUPTED
         return self.status != Status.COMPLETE
 

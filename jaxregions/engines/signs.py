@@ -13,7 +13,7 @@ from jaxregions.engines.points import Ledger, U, values
 from jaxregions.engines.steps import in_steps, lifted, pinned
 from jaxregions.tracing import bounded_values, compiled, is_slot, prepare
 
-__all__ = ["Signs", "evaluate", "one_bits", "patterns"]
+__all__ = ["Signs", "evaluate", "one_bits", "packed", "patterns", "rows_patterns", "settled"]
 
 UNDECIDED = 2
 
@@ -86,7 +86,7 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
             value[row] = [exact.rounded(v) for v in known]
             error[row] = 2 * U * np.abs(value[row]).max(initial=np.finfo(float).tiny)
     at, entry = np.nonzero(sign[rows] == 0)
-    return Signs(ids, value, error, _packed(sign > 0), _packed(sign < 0), rows[at], entry)
+    return Signs(ids, value, error, packed(sign > 0), packed(sign < 0), rows[at], entry)
 
 
 def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:
@@ -113,12 +113,12 @@ def settled(inner: Ledger, found: list[np.ndarray]) -> list[np.ndarray]:
     return found
 
 
-def _packed(bits: np.ndarray) -> np.ndarray:
+def packed(bits: np.ndarray) -> np.ndarray:
     """(V, n) bool -> (V, words) uint64, bit i % 64 of word i // 64."""
     words = -(-bits.shape[1] // 64)
     out = np.zeros((len(bits), words * 8), np.uint8)
-    packed = np.packbits(bits, axis=1, bitorder="little")
-    out[:, : packed.shape[1]] = packed
+    some = np.packbits(bits, axis=1, bitorder="little")
+    out[:, : some.shape[1]] = some
     return out.view("<u8")
 
 

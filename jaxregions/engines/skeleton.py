@@ -19,6 +19,7 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.engines.complexes import Apexes, Complex, Tables
 from jaxregions.engines.points import CORNER, Ledger, U, Vertices, between, crossing, point, values
+from jaxregions.engines.signs import packed
 
 __all__ = [
     "Edges",
@@ -28,7 +29,6 @@ __all__ = [
     "edges_of",
     "exact_row",
     "joined",
-    "packed",
     "settled",
     "unpacked",
 ]
@@ -341,15 +341,6 @@ def settled(layer: Layer, part: Part) -> tuple[np.ndarray, np.ndarray]:
 def _rounded(known: np.ndarray) -> tuple[np.ndarray, float]:
     near = np.array([exact.rounded(v) for v in known], np.float64)
     return near, 2 * U * float(np.abs(near).max(initial=np.finfo(float).tiny))
-
-
-def packed(bits: np.ndarray) -> np.ndarray:
-    """(V, n) bool -> (V, words) uint64, bit i % 64 of word i // 64."""
-    words = max(1, -(-bits.shape[1] // 64))
-    out = np.zeros((len(bits), words * 8), np.uint8)
-    packed = np.packbits(bits, axis=1, bitorder="little")
-    out[:, : packed.shape[1]] = packed
-    return out.view("<u8")
 
 
 def unpacked(words: np.ndarray, size: int) -> np.ndarray:

@@ -20,8 +20,8 @@ from jaxregions import exact
 from jaxregions.engines.apexes import added
 from jaxregions.engines.edges import apart_from, in_order
 from jaxregions.engines.points import U, crossing
-from jaxregions.engines.signs import one_bits
-from jaxregions.engines.skeleton import Edges, Layer, Part, exact_row, packed
+from jaxregions.engines.signs import one_bits, packed
+from jaxregions.engines.skeleton import Edges, Layer, Part, exact_row
 
 __all__ = ["coinciding", "crossed", "flats", "swept"]
 

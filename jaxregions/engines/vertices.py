@@ -32,7 +32,7 @@ from jaxregions.engines.complexes import Apexes, Complex, box_corners, boxes, ta
 from jaxregions.engines.frontier import Status
 from jaxregions.engines.points import Ledger, U, Vertices
 from jaxregions.engines.records import hits
-from jaxregions.engines.signs import Signs, evaluate
+from jaxregions.engines.signs import Signs, evaluate, packed
 from jaxregions.engines.skeleton import (
     Layer,
     Part,
@@ -40,7 +40,6 @@ from jaxregions.engines.skeleton import (
     edges_of,
     exact_row,
     joined,
-    packed,
     settled,
     unpacked,
 )

@@ -5,10 +5,11 @@ from jaxregions.tracing.flatten import NotPiecewiseAffineError
 from jaxregions.tracing.network import CPAFunction, Stage, fixed_signs, trace
 from jaxregions.tracing.rational import exact_outputs, exact_values
 from jaxregions.tracing.structure import compiled
-from jaxregions.tracing.walk import is_slot
+from jaxregions.tracing.walk import Group, is_slot
 
 __all__ = [
     "CPAFunction",
+    "Group",
     "NotPiecewiseAffineError",
     "Stage",
     "bounded_outputs",
