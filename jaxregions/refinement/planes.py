@@ -31,6 +31,7 @@ __all__ = ["Sample", "measure_exactly", "measure_hits", "measure_planes"]
 _CHUNK = 128  # samples of one step: their crossings stay in the cache
 _OPEN = np.int32(1 << 15)  # in a sum of words: a decision that floats leave open
 _ONE_BY_ONE = 4  # terms of a sum
+U, TINY = exact.unit_roundoff(np.float64), np.finfo(np.float64).tiny
 
 
 class Sample(NamedTuple):
@@ -93,12 +94,12 @@ def measure_planes(planes: Hyperplanes, windows: Window, *, simple: bool = False
         raise ValueError(
             f"windows: expected one leading axis, received the shape {windows.batch_shape}"
         )
-    return _program(simple, True)(_arrays(planes), windows)
+    return _program(simple, True)(*_arrays(planes, windows))
 
 
 def measure_hits(planes: Hyperplanes, windows: Window) -> tuple[Any, Any]:
     """Only (hits, decided) of ``measure_planes``, (W,) each."""
-    sample = _program(True, False)(_arrays(planes), windows)
+    sample = _program(True, False)(*_arrays(planes, windows))
     return sample.hits, sample.decided
 
 
@@ -119,11 +120,12 @@ def measure_exactly(planes: Hyperplanes, windows: Window) -> Sample:
     return Sample(hits.astype(np.int32), lower, upper, np.ones(hits.shape, bool))
 
 
-def _arrays(planes: Hyperplanes) -> tuple[Any, Any, Any]:
+def _arrays(planes: Hyperplanes, windows: Window) -> tuple[tuple[Any, Any, Any], Window]:
+    """Normals, point and offsets, and the windows, all float64."""
     if jnp.result_type(float) != np.float64:
         raise ValueError("expected 64-bit numbers (jax.enable_x64), received a 32-bit context")
-    normal, offset = (jnp.asarray(a, np.float64) for a in (planes.normal, planes.offset))
-    return normal, planes.point, offset
+    arrays = planes.normal, planes.point, planes.offset
+    return jax.tree.map(lambda a: jnp.asarray(a, np.float64), (arrays, windows))
 
 
 @functools.lru_cache(maxsize=4)
@@ -197,15 +199,11 @@ def _program(simple: bool, regions: bool):
 def _placed(planes: tuple[Any, Any, Any], windows: Window) -> Placed:
     """One draw's hyperplanes in the coordinates of all windows, and which refine them."""
     normal, point, offset = planes
-    dtype = normal.dtype
-    u, d, k = exact.unit_roundoff(dtype), windows.input_dimension, windows.dimension
-    radius = jnp.asarray(windows.radii())
-    anchor = jnp.asarray(windows.center if windows.anchor is None else windows.anchor)
+    d, k, radius = windows.input_dimension, windows.dimension, windows.radii()
+    anchor = windows.center if windows.anchor is None else windows.anchor
     moved = anchor - point
-    away = 2 * exact.unit_roundoff(moved.dtype) * (_size(anchor) + _size(jnp.asarray(point)))
+    away = 2 * U * (_size(anchor) + _size(point) + _size(moved))
     common, known = -moved, jnp.ones(moved.shape[:1], np.int32)
-    box, moved, radius = radius, moved.astype(dtype), radius.astype(dtype)
-    away = away.astype(dtype) + 2 * u * _size(moved)
     if offset.shape[1] > 1:
         normal = jnp.repeat(normal, offset.shape[1], axis=0)
     # Infinitely far away: what is no hyperplane.
@@ -215,22 +213,21 @@ def _placed(planes: tuple[Any, Any, Any], windows: Window) -> Placed:
     few = d <= _ONE_BY_ONE
     length = _along(jnp.sum, jnp.add, abs(normal)) if few else _size(normal)
     value, spread, slope = _dot(moved, normal), _size(moved), normal[None]
-    slope_error = jnp.zeros((1, len(normal)), dtype)
+    slope_error = jnp.zeros((1, len(normal)))
     span = _size(radius)
     if windows.basis is not None:
-        basis = jnp.asarray(windows.basis).astype(dtype).reshape(-1, d, k)
-        common, known = _in_slice(windows, jnp.asarray(point))
+        basis = windows.basis.reshape(-1, d, k)
+        common, known = _in_slice(windows, point)
         slope = jnp.einsum("nd,wdk->wnk", normal, basis, precision="highest")
         stretch = _size(basis.reshape(len(basis), -1))
-        slope_error = 2 * exact.gamma(d + 4, dtype) * stretch[:, None] * length
+        slope_error = 2 * exact.gamma(d + 4, np.float64) * stretch[:, None] * length
         span = span * stretch
         if windows.shift is not None:
-            shift = jnp.asarray(windows.shift).astype(dtype)
-            value = value + jnp.einsum("wnk,wk->wn", slope, shift, precision="highest")
-            spread = spread + stretch * _size(shift)
+            value = value + jnp.einsum("wnk,wk->wn", slope, windows.shift, precision="highest")
+            spread = spread + stretch * _size(windows.shift)
     value = value - offset
-    rate = 2 * exact.gamma(d + k + 8, dtype)
-    own = rate * jnp.where(jnp.isfinite(offset), abs(offset), 0) + np.finfo(dtype).tiny
+    rate = 2 * exact.gamma(d + k + 8, np.float64)
+    own = rate * jnp.where(jnp.isfinite(offset), abs(offset), 0) + TINY
     reach = sum(abs(slope[..., j]) * radius[:, None, j] for j in range(k))
     margin = reach - abs(value)
     error = (rate * (spread + span) + away)[:, None] * length + own
@@ -241,7 +238,7 @@ def _placed(planes: tuple[Any, Any, Any], windows: Window) -> Placed:
     value_error = (rate * spread + away)[:, None] * length + own
     hits, sure = words & (_OPEN - 1), words < _OPEN
     return Placed(
-        offset, slope, value, slope_error, value_error, box, hit, hits, sure, common, known
+        offset, slope, value, slope_error, value_error, radius, hit, hits, sure, common, known
     )
 
 
@@ -265,22 +262,21 @@ def _dot(moved: Any, normal: Any) -> Any:
 
 def _in_slice(windows: Window, point: Any) -> tuple[Any, Any]:
     """The point in slice coordinates from the centre, (W, k), and ``known`` of ``Placed``."""
-    anchor = jnp.asarray(windows.center if windows.anchor is None else windows.anchor)
+    anchor = windows.center if windows.anchor is None else windows.anchor
     d, k = windows.input_dimension, windows.dimension
     moved = point - anchor
-    basis = jnp.asarray(windows.basis).reshape(-1, d, k)
-    basis = jnp.broadcast_to(basis, (len(anchor), d, k))
+    basis = jnp.broadcast_to(jnp.reshape(windows.basis, (-1, d, k)), (len(anchor), d, k))
     orthonormal, _ = jnp.linalg.qr(basis)
     inner = jnp.einsum("wdk,wd->wk", orthonormal, moved, precision="highest")
     off = moved - jnp.einsum("wdk,wk->wd", orthonormal, inner, precision="highest")
     # Householder's Q is off by a modest multiple of d k u from one whose span is that of the basis,
     # times the condition number, which the smallest diagonal entry of R bounds well enough below.
     slack = _span_error(basis) * _size(moved)
-    slack = slack + 4 * exact.unit_roundoff(moved.dtype) * (_size(anchor) + _size(point))
+    slack = slack + 4 * U * (_size(anchor) + _size(point))
     on = jnp.all(moved == 0, -1)
     known = jnp.where(on, 1, jnp.where(_size(off) > slack, -1, 0)).astype(np.int32)
-    shift = 0.0 if windows.shift is None else jnp.asarray(windows.shift)
-    return jnp.zeros((*anchor.shape[:-1], k), moved.dtype) - shift, known
+    shift = 0.0 if windows.shift is None else windows.shift
+    return jnp.zeros((*anchor.shape[:-1], k)) - shift, known
 
 
 def _span_error(basis: Any) -> Any:
@@ -288,7 +284,7 @@ def _span_error(basis: Any) -> Any:
     d, k = basis.shape[-2:]
     values = jnp.linalg.svd(basis, compute_uv=False)
     condition = values[..., 0] / values[..., -1]
-    return 64 * exact.gamma(d * k + 16, basis.dtype) * condition
+    return 64 * exact.gamma(d * k + 16, np.float64) * condition
 
 
 def _regions(placed: Placed, crossings: Any, proven: Any) -> Sample:
@@ -334,11 +330,11 @@ def _in_one_disc(placed: Placed, unit: np.ndarray) -> tuple[Any, ...]:
     One geometry for all windows: coordinates around the hyperplanes' point.
     """
     centre = -placed.common
-    away = 2 * exact.unit_roundoff(centre.dtype) * (_size(centre) + _size(placed.common))
+    away = 4 * U * _size(centre)
     reach = _power_above(jnp.max(_size(centre) + _size(placed.radius)))
     nothing, zero = jnp.zeros(placed.offset.shape), placed.offset == 0
     own = _lines(placed.slope[0], -placed.offset, nothing, nothing, reach, zero, unit)
-    slack = away / reach + 2 * exact.unit_roundoff(centre.dtype)
+    slack = away / reach + 2 * U
     return own, centre / reach, placed.radius / reach, slack, placed.hit
 
 
@@ -375,12 +371,11 @@ def _points(placed: Placed, unit: np.ndarray, simple: bool):
     none = jnp.zeros(placed.hit.shape[:1], np.int32)
     if simple:
         return none, none == 0
-    dtype = placed.value.dtype
     slope, bound = placed.slope[..., 0], placed.slope_error
     safe = abs(slope) > 2 * bound
     at = -placed.value / jnp.where(safe, slope, 1)
     error = (placed.value_error + abs(at) * bound) / jnp.where(safe, abs(slope) - bound, 1)
-    error = jnp.where(safe, 1.01 * error + 4 * exact.unit_roundoff(dtype) * abs(at), np.inf)
+    error = jnp.where(safe, 1.01 * error + 4 * U * abs(at), np.inf)
     common = (placed.offset == 0) & (placed.known > 0)[:, None]
     at = jnp.where(placed.hit & ~common, at, np.nan)
     close = abs(at[:, :, None] - at[:, None]) <= error[:, :, None] + error[:, None]
