@@ -26,15 +26,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-import jaxregions as jr
-from jaxregions._records import build
-from jaxregions.refinement.planes import measure_exactly, measure_hits, measure_planes
-from jaxregions.refinement.variance import (
+from variance import (
     hits_given_weights,
     regions_given_weights,
     sobol_normals,
 )
+
+import jaxregions as jr
+from jaxregions._records import build
+from jaxregions.refinement.planes import measure_exactly, measure_hits, measure_planes
 
 UNITS, WINDOWS, BIAS = 64, 16, 0.3
 RNG = np.random.default_rng(0)

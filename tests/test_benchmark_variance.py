@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 from scipy.stats import norm
-
-import jaxregions as jr
-from jaxregions.refinement.variance import (
+from variance import (
     hits_given_weights,
     regions_given_weights,
     sobol_normals,
 )
+
+import jaxregions as jr
 
 DEVIATION = 0.4
 CDF = lambda b: jax.scipy.stats.norm.cdf(b, scale=DEVIATION)  # noqa: E731
