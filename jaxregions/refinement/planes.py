@@ -262,10 +262,11 @@ def _dot(moved: Any, normal: Any) -> Any:
 
 def _in_slice(windows: Window, point: Any) -> tuple[Any, Any]:
     """The point in slice coordinates from the centre, (W, k), and ``known`` of ``Placed``."""
+    assert windows.basis is not None
     anchor = windows.center if windows.anchor is None else windows.anchor
     d, k = windows.input_dimension, windows.dimension
     moved = point - anchor
-    basis = jnp.broadcast_to(jnp.reshape(windows.basis, (-1, d, k)), (len(anchor), d, k))
+    basis = jnp.broadcast_to(windows.basis.reshape(-1, d, k), (len(anchor), d, k))
     orthonormal, _ = jnp.linalg.qr(basis)
     inner = jnp.einsum("wdk,wd->wk", orthonormal, moved, precision="highest")
     off = moved - jnp.einsum("wdk,wk->wd", orthonormal, inner, precision="highest")
