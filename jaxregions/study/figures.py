@@ -17,6 +17,7 @@ from jaxregions.regions import Status
 from jaxregions.study.config import StudyConfig
 from jaxregions.study.deep import CENTROID, picture_epochs
 from jaxregions.study.expected import Expected, regions
+from jaxregions.study.full import MOST, full_epochs, has_full, quartiles
 from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Summary
 from jaxregions.study.story import deep_radius, epochs, main_radius, number, picture_planes
@@ -55,6 +56,8 @@ def draw(
     if len(config.widths) > 1:
         drawn["deeper"] = _deeper(config, table, d)
     drawn["network"] = _network(config, table)
+    if has_full(config, d):
+        drawn["full"] = _full(config, raw, d)
     drawn["arrangement"] = _arrangement(config, place, raw, counts)
     drawn["partitions"] = _partitions(config, place, pictures, "stage")
     drawn["slopes"] = _partitions(config, place, pictures, "slope")
@@ -317,6 +320,28 @@ def _network(config: StudyConfig, table: Table) -> Figure:
     gap.set_ylabel("BN minus no BN, regions")
     gap.set_title("paired difference", fontsize=10)
     _legend(figure, near, 4)
+    return figure
+
+
+def _full(config: StudyConfig, raw: Results, d: int) -> Figure:
+    times = full_epochs(config)
+    figure, axes = _figure(1, len(times), 4.7 * len(times) + 0.4, 4, sharey=True)
+    for ax, epoch in zip(axes[0], times, strict=True):
+        for model, kind, style in _styles():
+            of = quartiles(raw[model][epoch], kind)
+            bands = of.middle, np.fmin(of.low, of.middle), np.fmin(of.high, MOST)
+            plot_series(config.radii, *bands, ax=ax, markersize=4.5, linewidth=1.6, **style)
+        ax.axhline(MOST, color="0.4", linewidth=0.8, linestyle="-.")
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_ylim(0.8, 1.6 * MOST)
+        ax.set_xlabel("radius of the window (input units)")
+        when = "initialisation" if epoch == 0 else f"after {epochs(epoch)}"
+        ax.set_title(when, fontsize=10)
+    axes[0, 0].set_ylabel(f"regions, all layers, k = {d}")
+    note = {"ha": "left", "va": "bottom", "color": "0.35", "fontsize": 9}
+    axes[0, 0].text(config.radii[0], 1.03 * MOST, "counts end here", **note)
+    _legend(figure, axes[0, 0], 4)
     return figure
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxregions.study.config import StudyConfig
 from jaxregions.study.deep import CENTROID_WINDOWS
+from jaxregions.study.full import MOST, has_full
 from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Summary
 from jaxregions.study.story import (
@@ -16,6 +17,7 @@ from jaxregions.study.story import (
     certificate,
     deep_radius,
     epochs,
+    full_radius,
     main_radius,
     number,
     plus_minus,
@@ -31,6 +33,7 @@ TITLES = {
     "regions": "Layer 1: exact region counts",
     "expected": "Layer 1: expected regions against the distance from the centroid",
     "network": "All layers: exact region counts",
+    "full": "All layers: exact region counts in full-dimensional windows",
     "partitions": "All layers on one slice: regions over training",
     "slopes": "All layers on one slice: slopes over training",
     "deeper": "Deeper layers inside parent regions",
@@ -121,6 +124,15 @@ def overview(
         )
         for kind in PLACES
     ]
+    if has_full(config, d):
+        radius = full_radius(config, table, d)
+        whole += [
+            (
+                f"regions {WHERE[kind]}, k = {d}, radius {number(radius)}",
+                cells("regions_through_layer", layers, radius, d, kind),
+            )
+            for kind in KINDS
+        ]
     return [*sections, ("all layers", whole)]
 
 
@@ -242,6 +254,13 @@ def _definitions(config: StudyConfig, place: Scene, table: Table, about: dict[st
         for kind in ("data", "control")
     )
     middle = min(CENTROID_WINDOWS, config.windows)
+    boxes = ""
+    if has_full(config, d):
+        boxes = (
+            f" And those in boxes of all {d} dimensions, of which windows with more than {MOST} "
+            "regions are left out of means (so that these are means of a selection) and counted "
+            "as larger than all others in quartiles."
+        )
     whole = f" For k = {d} the window itself is counted, not a slice." if d <= 3 else ""
     items = {
         "Windows": f"{config.windows} open boxes {{x : |x_j − c_j| < r}} in all {d} input "
@@ -279,8 +298,8 @@ def _definitions(config: StudyConfig, place: Scene, table: Table, about: dict[st
         "What is exact": "each hit, region count and bracket of layer 1, for the stored "
         "parameters, batch and windows: what floating point leaves open is settled in rational "
         f"arithmetic ({about['rational_arithmetic']}). So are the counts of all layers in 2-d "
-        f"windows: {certificate(config, table)}. Deeper layers' hits in full-dimensional windows "
-        "come from float64 linearisations, without that certificate.",
+        f"windows: {certificate(config, table)}.{boxes} Deeper layers' hits in full-dimensional "
+        "windows come from float64 linearisations, without that certificate.",
         "What is statistical": "means over windows, with t-intervals (for shares: Wilson "
         "intervals). They describe where windows may fall, for this one pair of networks from one "
         "seed and one mini-batch; they do not describe other seeds. Intervals are at 95% each and "

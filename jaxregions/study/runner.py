@@ -17,7 +17,7 @@ from jaxregions import datasets, training
 from jaxregions.datasets import Dataset
 from jaxregions.exact import rational_backend
 from jaxregions.partitions import Partition
-from jaxregions.study import deep, expected, figures, measure, report, store, story
+from jaxregions.study import deep, expected, figures, full, measure, report, store, story
 from jaxregions.study.config import StudyConfig, activation_named
 from jaxregions.study.measure import Scene
 from jaxregions.study.table import BATCH, MODELS, Table, tabulate
@@ -68,6 +68,7 @@ def prepare(config: StudyConfig) -> Study:
     }
     measured = len(config.schedule) * measure.pieces(config, data.x_train.shape[1])
     each = config.epochs + 1 + measured + len(deep.picture_epochs(config))
+    each += sum(_full_steps(config, data.x_train.shape[1], e) for e in config.schedule)
     return Study(config, data, place, models, len(MODELS) * each + 2)
 
 
@@ -117,7 +118,9 @@ def _measured(study: Study, norm: str, progress: Progress) -> dict[int, dict[str
     state, start = None, -1
     if done:
         start = done[-1]
-        progress(f"{name}: resumed", start + 1 + len(done) * measure.pieces(config, d))
+        before = len(done) * measure.pieces(config, d)
+        before += sum(_full_steps(config, d, e) for e in done)
+        progress(f"{name}: resumed", start + 1 + before)
         if start == config.epochs:
             return raw
         like = training.init_state(model, example, key=key, optimizer=optimizer)
@@ -152,6 +155,8 @@ def _measured(study: Study, norm: str, progress: Progress) -> dict[int, dict[str
             net = deep.traced(study.scene, model, checkpoint.variables)
             found |= deep.count(config, study.scene, net, affine=epoch == config.epochs)
             progress(what, 1)
+            if full.has_full(config, d) and epoch in full.full_epochs(config):
+                found |= full.count(config, study.scene, net, lambda: progress(what, 1))
             found |= deep.stored_parameters(checkpoint.variables)
             found["curves"] = np.array(curves, np.float64)
             found |= {f"planes_{f}": getattr(planes, f) for f in ("normal", "point", "offset")}
@@ -172,6 +177,11 @@ def _measured(study: Study, norm: str, progress: Progress) -> dict[int, dict[str
         state=state,
     )
     return raw
+
+
+def _full_steps(config: StudyConfig, d: int, epoch: int) -> int:
+    counted = full.has_full(config, d) and epoch in full.full_epochs(config)
+    return len(config.radii) if counted else 0
 
 
 def _write(study: Study, table: Table, raw: dict, pictures: dict, ray: expected.Expected) -> Path:
@@ -221,7 +231,8 @@ def _write_windows(path: Path, study: Study, raw: dict) -> None:
     """The raw numbers, (checkpoints, radii, 2, W, ...) for each model, and where they are from.
 
     Those through the centroid are (checkpoints, slice radii, C, ...), in the slices spanned by the
-    first two columns of bases[0, :C].
+    first two columns of bases[0, :C]. Counts of all layers in full-dimensional windows are those of
+    the first and the last checkpoint, (2, radii, 2, F), around the first F centres.
     """
     config, place = study.config, study.scene
     arrays = {
@@ -234,10 +245,13 @@ def _write_windows(path: Path, study: Study, raw: dict) -> None:
         "distances": place.distances,
     }
     for norm, checkpoints in raw.items():
-        skip = ("curves", "planes_", deep.PARAMETERS)
+        skip = ("curves", "planes_", deep.PARAMETERS, full.FULL)
         names = [n for n in checkpoints[0] if not n.startswith(skip)]
         for name in names:
             stacked = [checkpoints[epoch][name] for epoch in config.schedule]
+            arrays[f"{norm}_{name}"] = np.stack(stacked)
+        for name in (n for n in checkpoints[0] if n.startswith(full.FULL)):
+            stacked = [checkpoints[epoch][name] for epoch in full.full_epochs(config)]
             arrays[f"{norm}_{name}"] = np.stack(stacked)
     np.savez(path, **arrays)  # pyright: ignore[reportArgumentType]
 

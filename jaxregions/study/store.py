@@ -40,6 +40,7 @@ FIGURES = (
     "regions",
     "expected",
     "network",
+    "full",
     "deeper",
     "radius",
     "arrangement",

@@ -12,7 +12,8 @@ from jaxregions.hyperplanes import Hyperplanes
 from jaxregions.partitions import Partition
 from jaxregions.regions import Status
 from jaxregions.study.config import StudyConfig, activation_named
-from jaxregions.study.measure import Scene
+from jaxregions.study.full import MOST, full_epochs, full_windows, has_full
+from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Summary
 from jaxregions.study.table import (
     BATCH,
@@ -31,6 +32,7 @@ __all__ = [
     "compare",
     "deep_radius",
     "epochs",
+    "full_radius",
     "main_radius",
     "number",
     "picture_counts",
@@ -179,6 +181,8 @@ def sentences(
     }
     if any(k <= d for k in config.slice_dimensions):
         told["regions"] = _regions(config, table, d)
+    if has_full(config, d):
+        told["full"] = _full(config, table, d)
     if len(config.widths) > 1:
         told["deeper"] = _deeper(config, table, d)
     return {name: text[0].upper() + text[1:] + "." for name, text in told.items()}
@@ -320,6 +324,42 @@ def _network(config: StudyConfig, table: Table) -> str:
     return (
         f"exact regions of the whole network in 2-d windows of radius {number(radius)}: {first}"
         f"after {epochs(config.epochs)}, {'; '.join(parts)}; {certificate(config, table)}"
+    )
+
+
+def full_radius(config: StudyConfig, table: Table, dimension: int) -> float:
+    """The largest radius at which all full-dimensional windows were counted to the end, in both
+    networks, first and last; without one, the smallest radius."""
+
+    def least(radius: float) -> float:
+        at = {"layer": len(config.widths), "radius": radius, "dimension": dimension}
+        return min(
+            table("share_exact", model=m, epoch=e, kind=k, **at).mean
+            for m in MODELS
+            for e in full_epochs(config)
+            for k in KINDS
+        )
+
+    return max((r for r in config.radii if least(r) == 1), default=config.radii[0])
+
+
+def _full(config: StudyConfig, table: Table, d: int) -> str:
+    radius = full_radius(config, table, d)
+    at = {"model": DIFFERENCE, "layer": len(config.widths), "radius": radius, "dimension": d}
+    parts = []
+    for epoch in full_epochs(config):
+        gaps = [
+            f"{WHERE[kind]} "
+            + _bn_or_not(table("regions_through_layer", epoch=epoch, kind=kind, **at), "regions")
+            for kind in KINDS
+        ]
+        when = "at initialisation" if epoch == 0 else f"after {epochs(epoch)}"
+        parts.append(f"{when}, {' and '.join(gaps)}")
+    return (
+        f"exact regions of the whole network in boxes of all {d} dimensions around "
+        f"{full_windows(config)} points of each kind (every number certified); lines: medians, "
+        f"bands: quartiles; a count ends above {MOST} regions, and quartiles are drawn as far as "
+        f"they are known all the same; at radius {number(radius)}: {'; '.join(parts)}"
     )
 
 

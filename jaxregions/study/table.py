@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxregions.study.config import StudyConfig
 from jaxregions.study.deep import CENTROID
+from jaxregions.study.full import FULL, full_epochs, has_full
 from jaxregions.study.measure import KINDS, Scene
 from jaxregions.study.statistics import Row, Summary, proportion, summarize, unpaired
 
@@ -62,6 +63,8 @@ def tabulate(config: StudyConfig, place: Scene, results: Results) -> Table:
         rows += _layer_one(config, place, epoch, raws)
         rows += _deeper(config, place, epoch, raws)
         rows += _network(config, epoch, raws)
+        if has_full(config, place.centers.shape[-1]) and epoch in full_epochs(config):
+            rows += _full(config, place, epoch, raws)
     return Table(rows)
 
 
@@ -147,6 +150,25 @@ def _network(config: StudyConfig, epoch: int, raws: Mapping[str, Raw]):
                 both = exact[BATCH] & exact[NONE]
                 gap = summarize(_minus(values[BATCH], values[NONE])[both])
                 yield _row(epoch, layer, (DIFFERENCE, place), radius, 2, quantity, gap)
+
+
+def _full(config: StudyConfig, place: Scene, epoch: int, raws: Mapping[str, Raw]):
+    """The same in full-dimensional windows, for all layers together."""
+    d, layers = place.centers.shape[-1], len(config.widths)
+    for i, radius in enumerate(config.radii):
+        for j, kind in enumerate(KINDS):
+            values = {model: raws[model][f"{FULL}regions"][i, j] for model in MODELS}
+            exact = {model: raws[model][f"{FULL}exact"][i, j] for model in MODELS}
+            where = (radius, d)
+            for model in MODELS:
+                labels, mean = (model, kind), summarize(values[model][exact[model]])
+                share = proportion(exact[model])
+                yield _row(epoch, layers, labels, *where, "share_exact", share)
+                yield _row(epoch, layers, labels, *where, "regions_through_layer", mean)
+            both = exact[BATCH] & exact[NONE]
+            gap = summarize(_minus(values[BATCH], values[NONE])[both])
+            labels = (DIFFERENCE, kind)
+            yield _row(epoch, layers, labels, *where, "regions_through_layer", gap)
 
 
 def _counted(raw: Raw, place: str, i: int) -> dict[str, np.ndarray]:
