@@ -16,8 +16,9 @@ from jaxregions._records import record
 
 try:
     from flint import fmpq as _fmpq
+    from flint import fmpq_mat as _fmpq_mat
 except ImportError:  # GPU images often lack python-flint; fractions answers the same, slower
-    _fmpq = None
+    _fmpq = _fmpq_mat = None
 
 __all__ = [
     "Ball",
@@ -27,6 +28,7 @@ __all__ = [
     "compare",
     "gamma",
     "key",
+    "rank",
     "rational",
     "rational_backend",
     "rationals",
@@ -99,6 +101,23 @@ def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
             if i != j:
                 rows[i] = rows[i] - rows[i, j] * rows[j]
     return rows[:, -1]
+
+
+def rank(matrix: np.ndarray) -> int:
+    """The rank of an (m, n) object array of rationals."""
+    if _fmpq_mat is not None:
+        m, n = matrix.shape
+        return int(_fmpq_mat(m, n, matrix.ravel().tolist()).rank())
+    rows, found = matrix.copy(), 0
+    for column in rows.T:
+        pivots = [i for i in range(found, len(rows)) if column[i] != 0]
+        if pivots:
+            rows[[found, pivots[0]]] = rows[[pivots[0], found]]
+            below = rows[found + 1 :]
+            factor = column[found + 1 :] / column[found]
+            below -= factor[:, None] * rows[found]
+            found += 1
+    return found
 
 
 _U = unit_roundoff(np.float64)

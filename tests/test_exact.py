@@ -243,3 +243,18 @@ def test_solve_refuses_a_singular_matrix(backend):
     matrix[1] = 3 * matrix[0]
     with pytest.raises(ValueError, match="received a singular one"):
         exact.solve(matrix, exact.rationals([1.0, 2.0]))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_rank(native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(exact, "_fmpq_mat", None)
+    rng = np.random.default_rng(0)
+    for m, n, r in ((3, 5, 2), (5, 3, 3), (4, 4, 0), (6, 4, 1)):
+        product = rng.integers(-3, 4, (m, r)) @ rng.integers(-3, 4, (r, n)) / 8
+        assert exact.rank(exact.rationals(product)) == np.linalg.matrix_rank(product)
+    # Of determinant 2^-80: singular for floats.
+    near = exact.rationals([[1.0, 1.0], [1.0, 1.0]])
+    assert exact.rank(near) == 1
+    near[1, 1] += exact.rational(2.0**-80)
+    assert exact.rank(near) == 2

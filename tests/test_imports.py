@@ -23,7 +23,7 @@ ORDER = (
     ("engines",),
     ("verification",),
     ("regions", "partitions"),
-    ("depth",),
+    ("depth", "parents"),
     ("density", "batches"),
     ("theory", "refinement"),
     ("zoo", "datasets"),

@@ -21,7 +21,14 @@ from jaxregions.engines.steps import in_steps
 from jaxregions.tracing import CPAFunction, bounded_values, compiled, exact_values, prepare
 from jaxregions.windows import Window
 
-__all__ = ["Rows", "enclosed_rows", "exact_rows", "rounded_rows", "slack_factor"]
+__all__ = [
+    "Rows",
+    "enclosed_rows",
+    "enclosed_values",
+    "exact_rows",
+    "rounded_rows",
+    "slack_factor",
+]
 
 _SMALL = np.finfo(np.float64).tiny
 
@@ -46,6 +53,24 @@ def _values(prepared: Any, x: Any, error: Any, stage: int):
         return tuple(bounded_values(prepared, point, e, stage))
 
     return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error)
+
+
+def enclosed_values(
+    net: CPAFunction, frame: Frame, window: np.ndarray, u: np.ndarray, stage: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P, size) switching values of a stage at the points u (P, k) of windows (P,), and how far
+    each can be from the exact one."""
+    none = np.full(len(u), CORNER)
+    points = Vertices(u, np.zeros(len(u)), window, none, none, none, none, none)
+    with jax.enable_x64(True):
+        prepared = prepare(net)
+        run = compiled(_values, prepared.structure, static=(3,))
+        values, bound = in_steps(
+            lambda x, e: run(prepared, x, e, stage),
+            len(u),
+            lambda part: lift(frame, points.rows(part)),
+        )
+    return values, bound
 
 
 def slack_factor(net: CPAFunction, dimension: int) -> float:
@@ -73,16 +98,7 @@ def enclosed_rows(
     at = np.repeat(u[:, None], k + 1, axis=1)
     at[:, np.arange(1, k + 1), np.arange(k)] = u + step
     rows = np.repeat(window, k + 1)
-    none = np.full(len(rows), CORNER)
-    flat = Vertices(at.reshape(-1, k), np.zeros(len(rows)), rows, none, none, none, none, none)
-    with jax.enable_x64(True):
-        prepared = prepare(net)
-        run = compiled(_values, prepared.structure, static=(3,))
-        z, bound = in_steps(
-            lambda x, e: run(prepared, x, e, stage),
-            len(flat.u),
-            lambda part: lift(frame, flat.rows(part)),
-        )
+    z, bound = enclosed_values(net, frame, rows, at.reshape(-1, k), stage)
     z, bound = z.reshape(count, k + 1, size), bound.reshape(count, k + 1, size)
     with np.errstate(all="ignore"):
         first, across = z[:, :1], step[:, :, None]

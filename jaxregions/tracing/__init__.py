@@ -4,6 +4,7 @@ from jaxregions.tracing.bounds import bounded_outputs, bounded_values, output_va
 from jaxregions.tracing.flatten import NotPiecewiseAffineError
 from jaxregions.tracing.network import CPAFunction, Stage, fixed_signs, trace
 from jaxregions.tracing.rational import exact_outputs, exact_values
+from jaxregions.tracing.representations import exact_representation, representation
 from jaxregions.tracing.structure import compiled
 from jaxregions.tracing.walk import Group, is_slot
 
@@ -16,10 +17,12 @@ __all__ = [
     "bounded_values",
     "compiled",
     "exact_outputs",
+    "exact_representation",
     "exact_values",
     "fixed_signs",
     "is_slot",
     "output_values",
     "prepare",
+    "representation",
     "trace",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from jaxregions.tracing import flatten
 from jaxregions.tracing.rules import visitor
 from jaxregions.tracing.walk import Group, Program, Slot, Walk
 
-__all__ = ["CPAFunction", "Stage", "fixed_signs", "trace"]
+__all__ = ["CPAFunction", "Stage", "fixed_signs", "slot_values", "trace"]
 
 
 class Stage(NamedTuple):
@@ -175,6 +175,11 @@ def fixed_signs(net: CPAFunction, group: Group) -> np.ndarray:
         read = _run(net.program, np.zeros(net.input_shape))
         left, right = np.asarray(read(group.left)), np.asarray(read(group.right))
     return (left > right).astype(np.int8) - (left < right).astype(np.int8)
+
+
+def slot_values(net: CPAFunction, x: Any, slots: Iterable[Slot]) -> list[Any]:
+    """The values of these slots at x."""
+    return list(map(_run(net.program, x), slots))
 
 
 def _run(program: Program, x: Any) -> Callable[[Any], Any]:

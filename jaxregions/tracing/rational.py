@@ -34,7 +34,7 @@ from jaxregions.tracing.quotients import (
 from jaxregions.tracing.rational_rules import Cache, answer, as_quotients, minus
 from jaxregions.tracing.walk import Group, Slot, Step
 
-__all__ = ["exact_outputs", "exact_signs", "exact_values"]
+__all__ = ["exact_outputs", "exact_signs", "exact_slots", "exact_values"]
 
 
 class Operation(NamedTuple):
@@ -110,8 +110,12 @@ def exact_outputs(net: CPAFunction, x: Any) -> list[np.ndarray]:
 
     Source: README, "The mathematics", recentring.
     """
-    values = _evaluate(net, x, net.program.outputs)
-    return [rationals(v).reshape(v.shape) for v in values]
+    return exact_slots(net, x, net.program.outputs)
+
+
+def exact_slots(net: CPAFunction, x: Any, wanted: list[Any]) -> list[np.ndarray]:
+    """The same for any slots (and constants) of the program."""
+    return [rationals(v).reshape(v.shape) for v in _evaluate(net, x, wanted)]
 
 
 def _differences(net: CPAFunction, x: Any, stage: int) -> list[Quotients]:
