@@ -53,7 +53,9 @@ def pull_back(net: CPAFunction, x: Any, *, stage: int, rows: Any = None) -> Hype
 
     Inside the parent region of x the switching values are z(x) + J (y - x): normals J, the rows of
     the Jacobian, point x, offsets -z(x). One hyperplane per switching value. float64; under jit or
-    vmap in the precision of x.
+    vmap in the precision of x. Rounded: hyperplanes that share a point, as BatchNorm's do, miss it
+    by rounding here. Exact decisions never start from these rows: ``in_parent_region`` and
+    ``count_regions`` evaluate the function.
 
     Args:
       net: from ``jr.trace``.

@@ -99,6 +99,20 @@ def test_a_tangency_does_not_refine_and_one_more_bit_does():
     assert found.cut_unit.tolist() == [0, 0, 1]
 
 
+def test_tangencies_that_rounding_hides():
+    # The hyperplanes meet in the corner 0 of these windows, exactly; floats see it to rounding.
+    rng = np.random.default_rng(0)
+    net = traced([(rng.uniform(0.1, 1, (20, 3)), np.zeros(20), "relu")])
+    radius = rng.uniform(0.1, 1, 10)
+    center = np.repeat(radius[:, None], 3, axis=1)
+    found = jr.in_parent_region(net, jr.Window(center, radius), stage=1)
+    assert found.inside.all()
+    assert found.settled_exactly == 200
+    center[:, 0] = np.nextafter(center[:, 0], 0)
+    found = jr.in_parent_region(net, jr.Window(center, radius), stage=1)
+    assert len(found.cut_unit) == 200
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_inside_iff_the_partition_of_the_earlier_stages_is_one_cell(k):
     net = traced(gaussian_layers(0, (3, 6, 6, 1)))
