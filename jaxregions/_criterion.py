@@ -29,6 +29,7 @@ _WORDS = 1 << 12  # words of open decisions that are decided again in one call
 _PAIRS = 256  # pairs per step of such a call: their operands stay in the cache
 _AHEAD = 8  # such calls under way
 _HUGE = 2.0**60  # screening leaves larger and smaller numbers alone: nothing over- or underflows
+_FAINT = 1e-290  # compiled code reads subnormal parts of smaller normals as zero
 _DENSE_BYTES = 64 << 20  # working set of one dense float64 step
 
 
@@ -174,7 +175,9 @@ def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
     slab = min(steps * _ROWS, total)
     starts = _starts(total, slab)
     scalar = task.radius.strides[1] == 0 or bool((task.radius == task.radius[:, :1]).all())
-    present = task.normal[0].any(1, keepdims=True)
+    radius = task.radius[:, :1] if scalar else task.radius
+    size, norm = np.zeros(total), size_of(task.normal[0])
+    norm[(norm > 0) & (norm < _FAINT)] = np.inf  # its numbers may be read as zero: never proven
     with jax.enable_x64(True):  # once: a launch would copy NumPy arrays anew
         planes = jax.tree.map(jnp.asarray, _screening_planes(task, dtype, scalar))
         exact_planes = jax.tree.map(jnp.asarray, _pair_planes(task, scalar))
@@ -182,19 +185,20 @@ def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
     def screen(start):
         rows = slice(start, start + slab)
         shift = None if task.shift is None else jnp.asarray(task.shift[rows])
-        radius = task.radius[rows, :1] if scalar else task.radius[rows]
-        windows = jnp.asarray(task.anchor[rows]), shift, jnp.asarray(radius)
+        windows = jnp.asarray(task.anchor[rows]), shift, jnp.asarray(radius[rows])
         return start, windows, _screen(planes, windows)
 
     def open_pairs():
         """Writes what the screening decided; yields the pairs it left open."""
         slabs = _launched_ahead(screen, starts, 1)
         for (start, windows, found), end in zip(slabs, [*starts[1:], total], strict=True):
-            some_hits, some_refined, words = map(np.asarray, found)
+            some_hits, some_refined, words, relative = map(np.asarray, found)
             first = start + _starts(slab, words.shape[-1])
             index = first[:, None] + np.arange(words.shape[-1])
             # A window in two overlapping steps belongs to the later: the other rounds differently.
-            hits[index], refined[index] = some_hits, some_refined
+            hits[index], refined[index], size[index] = some_hits, some_refined, relative
+            rows = np.arange(start, start + slab)
+            size[rows] = _sizes(task, rows, radius[rows], size[rows])
             limit = np.minimum(np.append(first[1:], end), end)
             for step, row, unit in _set_bits(words):
                 keep = (first[step] + row < limit[step]) & (unit < units)
@@ -203,22 +207,22 @@ def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
 
     def project(pairs):
         start, windows, row, unit = pairs
-        size = min(_WORDS * _BLOCK, -(-slab * units // _PAIRS) * _PAIRS)
-        index = np.zeros((2, size), np.int32)
+        room = min(_WORDS * _BLOCK, -(-slab * units // _PAIRS) * _PAIRS)
+        index = np.zeros((2, room), np.int32)
         index[:, : len(row)] = row - start, unit
         index, steps = index.reshape(2, -1, _PAIRS), np.int32(-(-len(row) // _PAIRS))
         return row, unit, _project_pairs(exact_planes, windows, index, steps)
 
     with jax.enable_x64(True):
         for row, unit, found in _launched_ahead(project, open_pairs(), _AHEAD):
-            value, reach, size = np.asarray(found).reshape(3, -1, 1)[:, : len(row)]
+            value, reach = np.asarray(found).reshape(2, -1, 1)[:, : len(row)]
             offset = task.offset[0, unit]
             sign = _proven_signs(
                 task,
                 value[..., None] - offset[:, None],
                 reach,
-                size[:, 0],
-                present[unit],
+                size[row],
+                norm[unit, None],
                 offset[:, None],
             )[:, 0]
             for p, b in np.argwhere(sign == 0):
@@ -305,7 +309,8 @@ def _screen(planes, windows):
 
     Units have length 1 and windows are divided by their radius: a hyperplane refines iff |value| <
     reach. Per step of windows: hits and refined units among the units without an open decision,
-    (rows,) each, and the units with one as bits of words (blocks, rows).
+    (rows,) each, the units with one as bits of words (blocks, rows), and windows' distances from
+    the point in units of their radius (rows,).
     """
     normal, reach, offset, point, stray, basis, stretch, rate = planes
     anchor, shift, radius = windows
@@ -353,44 +358,69 @@ def _screen(planes, windows):
         refined = hits
         if breaks > 1:
             refined = jnp.sum(decided & (hit > 0), (0, 1), dtype=np.int32)
-        return hits, refined, (words & (_HIT - 1)).astype(np.uint16)
+        return hits, refined, (words & (_HIT - 1)).astype(np.uint16), size
 
     return jax.lax.map(step, jnp.asarray(_starts(total, rows)))
 
 
+def _sizes(task: Problem, rows: np.ndarray, radius: np.ndarray, relative) -> np.ndarray:
+    """(R,) bounds, relative to |w|, of the terms of value and reach: errors are gamma times them.
+
+    From |a - p| + |B||s| in units of the radius, as screening rounded it: hence the factor 2.
+    """
+    d, k = task.anchor.shape[1], task.radius.shape[1]
+    scale = radius.max(1)
+    if task.basis is not None:
+        scale = scale * size_of(task.basis[0].ravel())
+    wild = ~(relative < _HUGE)
+    size = 2 * scale * (np.where(wild, 0.0, relative) + np.sqrt(k))
+    size = size + np.finfo(np.float32).eps * size_of(task.point[0])
+    if wild.any():
+        size[wild] += displacement(task, rows[wild])[1]
+    flushed = np.finfo(task.anchor.dtype).tiny  # compiled code reads smaller numbers as zero
+    return size + np.sqrt(d) * flushed / exact.unit_roundoff(np.float64)
+
+
 def _pair_planes(task: Problem, scalar: bool) -> tuple:
-    """float64: normals, B'w, |B'w| and |B|'|w|, the last two summed where windows are cubes."""
+    """Normals, p, B'w and |B'w|, the last summed where windows are cubes; float64.
+
+    Normals that float32 holds are kept in it: reading them is most of the work.
+    """
     normal = task.normal[0]
-    basis = None if task.basis is None else task.basis[0]
-    slopes = normal if basis is None else normal @ basis
-    terms = abs(normal) if basis is None else abs(normal) @ abs(basis)
-    total = partial(np.sum, axis=1, keepdims=True) if scalar else np.asarray
-    signed = None if task.shift is None else (slopes, terms)
-    return normal, task.point[0], signed, total(abs(slopes)), total(terms)
+    slopes = normal if task.basis is None else normal @ task.basis[0]
+    reach = abs(slopes).sum(1, keepdims=True) if scalar else abs(slopes)
+    with np.errstate(over="ignore"):
+        single = normal.astype(np.float32)
+    if (single == normal).all() and not single[abs(single) < np.finfo(np.float32).tiny].any():
+        normal = single
+    return normal, task.point[0], None if task.shift is None else slopes, reach
 
 
 @jax.jit
 def _project_pairs(planes, windows, pairs, steps):
-    """float64 value without offset, reach and sum of |terms|, (3, S, P), of pairs (row, unit).
+    """float64 value without offset and reach, (2, S, P), of pairs (row, unit).
 
     pairs: indices (2, S, P), of which the first ``steps`` of the S lists count.
     """
-    normal, point, slopes, reach, bound = planes
+    normal, point, slopes, reach = planes
     anchor, shift, radius = windows
 
     def one_step(i, out):
-        row, unit = pairs[:, i]
         of_row, of_unit = (
-            partial(jnp.take, indices=index, axis=0, mode="clip") for index in (row, unit)
+            partial(jnp.take, indices=index, axis=0, mode="clip") for index in pairs[:, i]
         )
-        dot = partial(jnp.einsum, "pj,pj->p", precision="highest")
-        moved, weight = of_row(anchor).astype(float) - point, of_unit(normal)
-        value, size = dot(moved, weight), dot(abs(moved), abs(weight))
+        value = _dot(of_row(anchor).astype(float) - point, of_unit(normal).astype(float))
         if shift is not None:
-            value = value + dot(of_row(shift), of_unit(slopes[0]))
-            size = size + dot(abs(of_row(shift)), of_unit(slopes[1]))
-        size = size + dot(of_row(radius), of_unit(bound))
-        some = jnp.stack([value, dot(of_row(radius), of_unit(reach)), size])
-        return out.at[:, i].set(some)
+            value = value + _dot(of_row(shift), of_unit(slopes))
+        return out.at[:, i].set(jnp.stack([value, _dot(of_row(radius), of_unit(reach))]))
 
-    return jax.lax.fori_loop(0, steps, one_step, jnp.zeros((3, *pairs.shape[1:])))
+    return jax.lax.fori_loop(0, steps, one_step, jnp.zeros((2, *pairs.shape[1:])))
+
+
+def _dot(a, b):
+    """Row sums of a * b, by halves: XLA's CPU compiler adds numbers of a row one by one."""
+    whole = a.shape[1] // 32 * 32
+    terms, rest = a[:, :whole] * b[:, :whole], a[:, whole:] * b[:, whole:]
+    while terms.shape[1] % 2 == 0 and terms.shape[1]:
+        terms = terms[:, : terms.shape[1] // 2] + terms[:, terms.shape[1] // 2 :]
+    return terms.sum(1) + rest.sum(1)

@@ -140,6 +140,18 @@ def test_tiny_windows_and_normals_have_honest_rounding_bounds():
     assert count_hits(planes, tie).hits == 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_subnormal_numbers_are_not_read_as_zero(dtype):
+    # Compiled code flushes them: |w . c| = 0 would be a hit.
+    tiny = float(np.finfo(dtype).tiny)
+    centers = np.array([[tiny / 8], [-tiny / 8]], dtype)
+    windows = jr.Window(centers, tiny / 16)
+    for scale in (1.0, tiny / 4, 1 / tiny):
+        planes = Hyperplanes(np.full((1, 1), scale), np.zeros(1), np.zeros((1, 1)))
+        assert not refines(planes, windows).any()
+        assert count_hits(planes, windows).hits.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize(("rows", "slab", "count"), [(8, 20, 53), (8, 24, 24), (16, 40, 41)])
 def test_overlapping_steps_and_slabs_count_every_window_once(monkeypatch, rows, slab, count):
     # Integer data: most blocks hold a tie, so nearly everything is decided twice.
