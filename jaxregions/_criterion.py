@@ -24,9 +24,10 @@ from jaxregions import exact
 _BLOCK = 16  # units per word of open decisions
 _HIT = np.int32(1 << _BLOCK)  # above the open bits of a word
 _ROWS = 128  # windows per step of the screening pass: keeps a step's matrix in the cache
-_SLAB = 1 << 14  # windows of one screening call
-_WORDS = 1 << 12  # words of open decisions that are decided again in one call
-_PAIRS = 256  # pairs per step of such a call: their operands stay in the cache
+_SLAB = 1 << 14  # windows of one screening call, at most
+_SLAB_BYTES = 16 << 20  # of their centres: copies of larger arrays are made of page faults
+_OPEN = 1 << 15  # pairs that are decided again in one call, at most
+_PAIRS = 256  # pairs per step of such a call; one on CPUs, where gathers of many are slow
 _AHEAD = 8  # such calls under way
 _HUGE = 2.0**60  # screening leaves larger and smaller numbers alone: nothing over- or underflows
 _FAINT = 1e-290  # compiled code reads subnormal parts of smaller normals as zero
@@ -171,16 +172,18 @@ def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
     """hits, units, tangencies and pairs decided again per window, (W,) each; shared planes only."""
     total, units, breaks = task.sizes
     counts = hits, refined, tangencies, rechecked = np.zeros((4, total), np.int64)
-    steps = -(-total // -(-total // _SLAB) // _ROWS)  # of every slab: nearly no overlap
+    most = max(1, min(_SLAB, _SLAB_BYTES // max(1, task.anchor[0].nbytes)))
+    steps = -(-total // -(-total // most) // _ROWS)  # of every slab: nearly no overlap
     slab = min(steps * _ROWS, total)
     starts = _starts(total, slab)
     scalar = task.radius.strides[1] == 0 or bool((task.radius == task.radius[:, :1]).all())
     radius = task.radius[:, :1] if scalar else task.radius
     size, norm = np.zeros(total), size_of(task.normal[0])
-    norm[(norm > 0) & (norm < _FAINT)] = np.inf  # its numbers may be read as zero: never proven
     with jax.enable_x64(True):  # once: a launch would copy NumPy arrays anew
-        planes = jax.tree.map(jnp.asarray, _screening_planes(task, dtype, scalar))
+        planes = jax.tree.map(jnp.asarray, _screening_planes(task, norm, dtype, scalar))
         exact_planes = jax.tree.map(jnp.asarray, _pair_planes(task, scalar))
+
+    norm = np.where((norm > 0) & (norm < _FAINT), np.inf, norm)  # read as zero: proves nothing
 
     def screen(start):
         rows = slice(start, start + slab)
@@ -207,10 +210,11 @@ def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.nd
 
     def project(pairs):
         start, windows, row, unit = pairs
-        room = min(_WORDS * _BLOCK, -(-slab * units // _PAIRS) * _PAIRS)
+        many = 1 if jax.default_backend() == "cpu" else _PAIRS
+        room = min(_OPEN, -(-slab * units // many) * many)
         index = np.zeros((2, room), np.int32)
         index[:, : len(row)] = row - start, unit
-        index, steps = index.reshape(2, -1, _PAIRS), np.int32(-(-len(row) // _PAIRS))
+        index, steps = index.reshape(2, -1, many), np.int32(-(-len(row) // many))
         return row, unit, _project_pairs(exact_planes, windows, index, steps)
 
     with jax.enable_x64(True):
@@ -247,17 +251,20 @@ def _launched_ahead(launch: Callable, items: Iterable, depth: int) -> Iterator:
 
 
 def _set_bits(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(step, row, unit) of the bits set in words (steps, blocks, rows), some words at a time."""
+    """(step, row, unit) of the bits set in words (steps, blocks, rows), at most ``_OPEN`` each."""
     flat = words.ravel()
-    whole = len(flat) // 4 * 4
-    groups = np.flatnonzero(flat[:whole].view(np.uint64) != 0)  # few: four words at a look
-    near = (4 * groups[:, None] + np.arange(4)).ravel()
-    nonzero = np.concatenate([near[flat[near] > 0], whole + np.flatnonzero(flat[whole:])])
-    for start in range(0, len(nonzero), _WORDS):
-        entries = nonzero[start : start + _WORDS]
-        entry, bit = np.nonzero(flat[entries][:, None] >> np.arange(_BLOCK, dtype=np.uint16) & 1)
-        step, block, row = np.unravel_index(entries[entry], words.shape)
-        yield step, row, block * _BLOCK + bit
+    if len(flat) % 4:
+        flat = np.pad(flat, (0, -len(flat) % 4))
+    looks = flat.astype("<u2", copy=False).view("<u8")  # few bits are set: four words at a look
+    nonzero = np.flatnonzero(looks != 0)
+    for start in range(0, len(nonzero), _OPEN // 4):
+        look = nonzero[start : start + _OPEN // 4]
+        bits = np.unpackbits(looks[look].view(np.uint8), bitorder="little").view(bool)
+        found = np.flatnonzero(bits)
+        for some in np.split(found, range(_OPEN, len(found), _OPEN)):
+            word = 4 * look[some // 64] + some % 64 // _BLOCK
+            step, block, row = np.unravel_index(word, words.shape)
+            yield step, row, block * _BLOCK + some % _BLOCK
 
 
 def _starts(total: int, rows: int) -> np.ndarray:
@@ -265,7 +272,7 @@ def _starts(total: int, rows: int) -> np.ndarray:
     return np.minimum(np.arange(-(-total // rows)) * rows, total - rows)
 
 
-def _screening_planes(task: Problem, dtype: np.dtype, scalar: bool) -> tuple:
+def _screening_planes(task: Problem, norm: np.ndarray, dtype: np.dtype, scalar: bool) -> tuple:
     """Units of Euclidean length 1, their reach per window radius, and the rounding rate.
 
     Any tree of additions of the n terms of a dot product makes an error of at most u times the sum
@@ -278,11 +285,11 @@ def _screening_planes(task: Problem, dtype: np.dtype, scalar: bool) -> tuple:
     normal, offset = task.normal[0], task.offset[0]
     stretch = 1.0 if task.basis is None else size_of(task.basis[0].ravel())
     with np.errstate(all="ignore"):  # what over- or underflows turns NaN: left open
-        inverse = 1 / size_of(normal)[:, None]
-        normal = np.where(normal.any(1, keepdims=True), normal * inverse, 0.0)
+        absent = norm[:, None] == 0
+        inverse = 1 / np.where(absent, 1.0, norm[:, None])
+        normal = normal * inverse
         reach = abs(normal if task.basis is None else normal @ (task.basis[0] / stretch))
         reach = reach.sum(1, keepdims=True) if scalar else reach
-        absent = ~normal.any(1, keepdims=True)
         offset = np.where(absent | np.isinf(offset), np.inf, offset * inverse)
         reach = np.where(absent, -np.inf, reach)
     padding = ((0, -units % _BLOCK), (0, 0))
