@@ -16,6 +16,7 @@ from small_networks import gaussian_layers, integer_layers, integer_windows, rec
 import jaxregions as jr
 from jaxregions.engines import parents
 
+SLOW_1, SLOW_2, SLOW_3 = (pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3))
 BREAKS = {"relu": (0,), "leaky": (0,), "hard_tanh": (-1, 1)}
 PIECES = {
     "relu": lambda z: max(z, 0),
@@ -64,7 +65,7 @@ def refined(layers, window, stage):
 # Windows -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
+@pytest.mark.parametrize("k", [SLOW_1, 2, SLOW_3])
 def test_windows_of_integer_networks_against_fractions(k):
     tangencies, exactly, ends = 0, 0, []
     for seed in range(4):
@@ -113,7 +114,7 @@ def test_tangencies_that_rounding_hides():
     assert len(found.cut_unit) == 200
 
 
-@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
+@pytest.mark.parametrize("k", [SLOW_1, SLOW_2, 3])
 def test_inside_iff_the_partition_of_the_earlier_stages_is_one_cell(k):
     net = traced(gaussian_layers(0, (3, 6, 6, 1)))
     rng = np.random.default_rng(k)
@@ -146,7 +147,7 @@ def conditioned(make, shape):
     return jr.trace(jr.condition(make, variables, batch, train=False), batch[0]), batch
 
 
-@pytest.mark.parametrize(("make", "shape"), models(["NnxResidual"]))
+@pytest.mark.parametrize(("make", "shape"), models([]))
 def test_models_with_batchnorm_against_their_partitions(make, shape):
     net, batch = conditioned(make, shape)
     rng = np.random.default_rng(1)
@@ -327,7 +328,7 @@ def test_singular_values_of_a_dense_network(k):
     assert (again.rank, again.certified) == (found.rank, False)
 
 
-@pytest.mark.parametrize("seed", [1, 3])
+@pytest.mark.parametrize("seed", [1, SLOW_3])
 def test_exact_ranks_of_integer_networks(seed):
     layers = integer_layers(seed, (3, 4, 4, 1), ("relu", "relu", None))
     net, x = traced(layers), np.array([0.413, -0.337, 0.771])
@@ -365,7 +366,7 @@ def test_everything_that_enters_a_stage_counts():
     assert jr.parent_region(net, np.ones(3), stage=1).slope.shape == (4, 3)
 
 
-@pytest.mark.parametrize(("make", "shape"), models(["Residual"]))
+@pytest.mark.parametrize(("make", "shape"), models(["Residual", "NnxMlp"]))
 def test_embeddings_of_models_with_batchnorm(make, shape):
     net, batch = conditioned(make, shape)
     basis = np.random.default_rng(0).normal(size=(batch[0].size, 2))
