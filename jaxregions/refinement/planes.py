@@ -14,24 +14,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from jaxregions import exact
 from jaxregions.arrangements import count_arrangement, region_bracket
 from jaxregions.hyperplanes import Hyperplanes, count_hits
-from jaxregions.refinement.crossings import (
-    Lines,
-    count_crossings,
-    count_rounded,
-    rounded_intervals,
-    twins,
+from jaxregions.refinement.crossings import Lines, count_crossings, twins
+from jaxregions.refinement.placed import Own, Placed, own_numbers, place, power_above, size
+from jaxregions.refinement.rounded import (
+    chords,
+    count_inside,
+    intervals,
+    reached,
+    table,
+    triple_points,
 )
 from jaxregions.windows import Window
 
 __all__ = ["Sample", "measure_exactly", "measure_hits", "measure_planes"]
 
 _CHUNK = 128  # samples of one step: their crossings stay in the cache
-_OPEN = np.int32(1 << 15)  # in a sum of words: a decision that floats leave open
-_ONE_BY_ONE = 4  # terms of a sum
-U, TINY = exact.unit_roundoff(np.float64), np.finfo(np.float64).tiny
+_FEW = 8  # of them are measured again at a time
+U = 2.0**-53
 
 
 class Sample(NamedTuple):
@@ -46,28 +47,6 @@ class Sample(NamedTuple):
     lower: Any
     upper: Any
     decided: Any
-
-
-class Placed(NamedTuple):
-    """Flattened hyperplanes g . u + h = 0 in the windows' coordinates u, |u_j| < r_j; m of them.
-
-    offset (m,), inf where there is none; slope (W or 1, m, k), value (W, m), with the errors of
-    their lengths; hit (W, m): which refine for certain; hits and sure (W,): how many, and whether
-    no decision is open; common (W, k): the hyperplanes' point, known (W,): 1 where it lies in the
-    window's flat exactly, -1 where it certainly does not, else 0.
-    """
-
-    offset: Any
-    slope: Any
-    value: Any
-    slope_error: Any
-    value_error: Any
-    radius: Any
-    hit: Any
-    hits: Any
-    sure: Any
-    common: Any
-    known: Any
 
 
 def measure_planes(planes: Hyperplanes, windows: Window, *, simple: bool = False) -> Sample:
@@ -128,175 +107,180 @@ def _arrays(planes: Hyperplanes, windows: Window) -> tuple[tuple[Any, Any, Any],
     return jax.tree.map(lambda a: jnp.asarray(a, np.float64), (arrays, windows))
 
 
+class _Batch(NamedTuple):
+    """Arguments (planes, windows) of many draws, flattened; those that move have a leading axis."""
+
+    arrays: list[Any]
+    moving: tuple[bool, ...]
+    tree: Any
+
+    def with_moving(self, function: Any) -> _Batch:
+        """The same with other arrays where there is a leading axis."""
+        pairs = zip(self.arrays, self.moving, strict=True)
+        return self._replace(arrays=[function(a) if m else a for a, m in pairs])
+
+    def each(self, function: Any, *more: Any) -> Any:
+        """function(*more, planes, windows) of every draw."""
+        axes = [0] * len(more), [0 if m else None for m in self.moving]
+
+        def one(more, arrays):
+            return function(*more, *jax.tree.unflatten(self.tree, arrays))
+
+        return jax.vmap(one, in_axes=axes)(list(more), self.arrays)
+
+
 @functools.lru_cache(maxsize=4)
 def _program(simple: bool, regions: bool):
     """``measure_planes`` of one draw, which batches by chunks."""
 
-    def block(axes, planes, windows):
-        placed = jax.vmap(_placed, in_axes=axes)(planes, windows)
+    def block(batch, windows):
+        own = batch.each(own_numbers)
         if not regions:
-            return Sample(placed.hits, placed.hits, placed.hits, placed.sure)
-        unit = np.arange(placed.offset.shape[-1]) // planes[2].shape[-1]
-
-        def apart():
-            return jax.vmap(lambda p: _far_apart(p, unit, simple))(placed)
-
-        full = windows.basis is None
-
-        def crossed():
-            return jax.vmap(lambda p: _crossings(p, unit, full, simple))(placed)
-
-        def rounded():
-            parts = jax.vmap(lambda p: rounded_intervals(*_in_one_disc(p, unit)))(placed)
-
-            def none(*_):
-                return jnp.zeros_like(placed.hits), placed.hits >= 0
-
-            # A branch, so that XLA makes the integers once and not for every comparison.
-            found = jax.lax.cond(jnp.any(placed.hits > 1), jax.vmap(count_rounded), none, *parts)
-            return jax.lax.cond(jnp.all(found[1] | ~placed.sure), lambda: found, crossed)
-
-        if windows.dimension > 2:
-            return jax.vmap(_regions)(placed, *apart())
-        through_one = ~jnp.isfinite(placed.offset) | (placed.offset == 0)
-        concurrent = jnp.all(through_one) & jnp.all(placed.known == 1)
-        count = rounded if full and simple and windows.dimension == 2 and len(unit) > 1 else crossed
-        return jax.vmap(_regions)(placed, *jax.lax.cond(concurrent, apart, count))
+            return _only_hits(own, batch)
+        if windows.basis is None and windows.dimension == 2 and own.offset.shape[-1] > 1:
+            return _again(_rounded(own, batch, simple), batch, simple)
+        return _finely(own, batch, simple)
 
     @custom_vmap
     def one(planes, windows):
-        axes = ((0, 0, 0), jax.tree.map(lambda _: 0, windows))
-        single = jax.tree.map(lambda a: jnp.asarray(a)[None], (planes, windows))
-        return jax.tree.map(lambda a: a[0], block(axes, *single))
+        arrays, tree = jax.tree.flatten((planes, windows))
+        batch = _Batch([jnp.asarray(a)[None] for a in arrays], (True,) * len(arrays), tree)
+        return jax.tree.map(lambda a: a[0], block(batch, windows))
 
     @one.def_vmap
-    def batched(axis_size, in_batched, planes, windows):
-        axes = jax.tree.map(lambda b: 0 if b else None, in_batched)
-        batches = jax.tree.map(lambda b: b, in_batched)
+    def many(axis_size, in_batched, planes, windows):
+        arrays, tree = jax.tree.flatten((planes, windows))
+        batch = _Batch(arrays, tuple(jax.tree.leaves(tuple(in_batched))), tree)
         if axis_size <= _CHUNK or axis_size % _CHUNK:
-            out = block(tuple(axes), planes, windows)
+            out = block(batch, windows)
         else:
-            leaves, tree = jax.tree.flatten((planes, windows))
-            moving = jax.tree.leaves(tuple(batches))
-            split = [
-                a.reshape(-1, _CHUNK, *a.shape[1:])
-                for a, b in zip(leaves, moving, strict=True)
-                if b
-            ]
+            split = batch.with_moving(lambda a: a.reshape(-1, _CHUNK, *a.shape[1:]))
 
-            def step(parts):
-                rest = iter(parts)
-                whole = [next(rest) if b else a for a, b in zip(leaves, moving, strict=True)]
-                return block(tuple(axes), *jax.tree.unflatten(tree, whole))
+            def step(moving):
+                rest = iter(moving)
+                return block(split.with_moving(lambda _: next(rest)), windows)
 
-            out = jax.lax.map(step, split)
+            moving = [a for a, m in zip(split.arrays, split.moving, strict=True) if m]
+            out = jax.lax.map(step, moving)
             out = jax.tree.map(lambda a: a.reshape(axis_size, *a.shape[2:]), out)
         return out, jax.tree.map(lambda _: True, out)
 
     return one
 
 
-def _placed(planes: tuple[Any, Any, Any], windows: Window) -> Placed:
-    """One draw's hyperplanes in the coordinates of all windows, and which refine them."""
-    normal, point, offset = planes
-    d, k, radius = windows.input_dimension, windows.dimension, windows.radii()
-    anchor = windows.center if windows.anchor is None else windows.anchor
-    moved = anchor - point
-    away = 2 * U * (_size(anchor) + _size(point) + _size(moved))
-    common, known = -moved, jnp.ones(moved.shape[:1], np.int32)
-    if offset.shape[1] > 1:
-        normal = jnp.repeat(normal, offset.shape[1], axis=0)
-    # Infinitely far away: what is no hyperplane.
-    some = _along(jnp.any, jnp.logical_or, normal != 0)
-    offset = jnp.where(some, offset.reshape(-1), np.inf)
-    # At least the Euclidean length; of few entries their sum, which is cheap to make again.
-    few = d <= _ONE_BY_ONE
-    length = _along(jnp.sum, jnp.add, abs(normal)) if few else _size(normal)
-    value, spread, slope = _dot(moved, normal), _size(moved), normal[None]
-    slope_error = jnp.zeros((1, len(normal)))
-    span = _size(radius)
-    if windows.basis is not None:
-        basis = windows.basis.reshape(-1, d, k)
-        common, known = _in_slice(windows, point)
-        slope = jnp.einsum("nd,wdk->wnk", normal, basis, precision="highest")
-        stretch = _size(basis.reshape(len(basis), -1))
-        slope_error = 2 * exact.gamma(d + 4, np.float64) * stretch[:, None] * length
-        span = span * stretch
-        if windows.shift is not None:
-            value = value + jnp.einsum("wnk,wk->wn", slope, windows.shift, precision="highest")
-            spread = spread + stretch * _size(windows.shift)
-    value = value - offset
-    rate = 2 * exact.gamma(d + k + 8, np.float64)
-    own = rate * jnp.where(jnp.isfinite(offset), abs(offset), 0) + TINY
-    reach = sum(abs(slope[..., j]) * radius[:, None, j] for j in range(k))
-    margin = reach - abs(value)
-    error = (rate * (spread + span) + away)[:, None] * length + own
-    hit = margin > error
-    # One sum of words, hits below and open decisions above: XLA reduces bits one by one.
-    words = jnp.where(hit, np.int32(1), jnp.where(margin >= -error, _OPEN, np.int32(0)))
-    words = jnp.sum(words, -1, dtype=np.int32)
-    value_error = (rate * spread + away)[:, None] * length + own
-    hits, sure = words & (_OPEN - 1), words < _OPEN
-    return Placed(
-        offset, slope, value, slope_error, value_error, radius, hit, hits, sure, common, known
-    )
+def _behind(some: Any, function: Any, *arrays: Any) -> Any:
+    """function(*arrays); where not ``some``, nothing is there: zeros, all proven.
+
+    A branch, so that XLA makes the arrays once and not for every use.
+    """
+
+    def nothing(*arrays):
+        return jax.tree.map(
+            lambda a: jnp.full(a.shape, a.dtype == bool, a.dtype), jax.eval_shape(function, *arrays)
+        )
+
+    return jax.lax.cond(some, function, nothing, *arrays)
 
 
-def _along(reduce: Any, pair: Any, vectors: Any) -> Any:
-    """Over the last axis; few entries one by one, which fuses with what follows."""
-    if vectors.shape[-1] > _ONE_BY_ONE:
-        return reduce(vectors, -1)
-    return functools.reduce(pair, (vectors[..., j] for j in range(vectors.shape[-1])))
+def _only_hits(own: Own, batch: _Batch) -> Sample:
+    def found(own):
+        placed = batch.each(place, own)
+        return Sample(placed.hits, placed.hits, placed.hits, placed.sure)
+
+    return _behind(jnp.any(jnp.isfinite(own.offset)), found, own)
 
 
-def _size(vectors: Any) -> Any:
-    return jnp.sqrt(_along(jnp.sum, jnp.add, vectors * vectors))
+def _units(batch: _Batch) -> np.ndarray:
+    """Of every flattened hyperplane, NumPy (m,)."""
+    _, _, offset = jax.tree.unflatten(batch.tree, batch.arrays)[0]
+    units, breakpoints = offset.shape[-2:]
+    return np.arange(units * breakpoints) // breakpoints
 
 
-def _dot(moved: Any, normal: Any) -> Any:
-    """moved . normal, (W, n)."""
-    if moved.shape[-1] > _ONE_BY_ONE:
-        return jnp.einsum("wd,nd->wn", moved, normal, precision="highest")
-    return sum(moved[:, None, j] * normal[None, :, j] for j in range(moved.shape[-1]))
+def _finely(own: Own, batch: _Batch, simple: bool) -> Sample:
+    """Windows of any kind, in float64."""
+    unit = _units(batch)
+    full = jax.tree.unflatten(batch.tree, batch.arrays)[1].basis is None
+    placed = batch.each(place, own)
+
+    def apart():
+        return jax.vmap(lambda p: _far_apart(p, unit, simple))(placed)
+
+    def crossed():
+        return jax.vmap(lambda o, p: _crossings(o, p, unit, full, simple))(own.offset, placed)
+
+    if placed.radius.shape[-1] > 2:
+        found, proven = apart()
+    else:
+        concurrent = _through_one_point(own) & jnp.all(placed.known == 1)
+        found, proven = jax.lax.cond(concurrent, apart, crossed)
+    return _counted(own, placed, placed.hits, found, placed.sure & proven)
 
 
-def _in_slice(windows: Window, point: Any) -> tuple[Any, Any]:
-    """The point in slice coordinates from the centre, (W, k), and ``known`` of ``Placed``."""
-    assert windows.basis is not None
-    anchor = windows.center if windows.anchor is None else windows.anchor
-    d, k = windows.input_dimension, windows.dimension
-    moved = point - anchor
-    basis = jnp.broadcast_to(windows.basis.reshape(-1, d, k), (len(anchor), d, k))
-    orthonormal, _ = jnp.linalg.qr(basis)
-    inner = jnp.einsum("wdk,wd->wk", orthonormal, moved, precision="highest")
-    off = moved - jnp.einsum("wdk,wk->wd", orthonormal, inner, precision="highest")
-    # Householder's Q is off by a modest multiple of d k u from one whose span is that of the basis,
-    # times the condition number, which the smallest diagonal entry of R bounds well enough below.
-    slack = _span_error(basis) * _size(moved)
-    slack = slack + 4 * U * (_size(anchor) + _size(point))
-    on = jnp.all(moved == 0, -1)
-    known = jnp.where(on, 1, jnp.where(_size(off) > slack, -1, 0)).astype(np.int32)
-    shift = 0.0 if windows.shift is None else windows.shift
-    return jnp.zeros((*anchor.shape[:-1], k)) - shift, known
+def _rounded(own: Own, batch: _Batch, simple: bool) -> Sample:
+    """Full-dimensional windows of dimension 2: in integers what they can decide."""
+    unit = _units(batch)
+    rows = len(unit) // 2 if simple else len(unit) - 1
+
+    def concurrent(own):
+        placed = batch.each(place, own)
+        none, proven = jax.vmap(lambda p: _far_apart(p, unit, simple))(placed)
+        return _counted(own, placed, placed.hits, none, placed.sure & proven)
+
+    def spread(own):
+        lines, boxes = batch.each(_in_one_disc, own)
+        found = _behind(jnp.any(jnp.isfinite(own.offset)), tabulated, lines, *boxes)
+        return _counted(own, batch.each(_at_point), *found)
+
+    def tabulated(lines, centre, radius):
+        at = jax.vmap(lambda c: table(c, unit, rows))(lines)
+        middle, width = jax.vmap(intervals)(lines, centre, radius)
+        hits, inside, sure = _behind(reached(width), compared, at, middle, width)
+        return hits, inside, sure & lines.sure[:, None]
+
+    def compared(at, middle, width):
+        hits, inside, sure = jax.vmap(count_inside)(at, middle, width)
+        if not simple:
+            sure = sure & ~jax.vmap(triple_points)(at)[:, None]
+        return hits, inside, sure
+
+    return jax.lax.cond(_through_one_point(own), concurrent, spread, own)
 
 
-def _span_error(basis: Any) -> Any:
-    """How far, relatively, a float projection onto the columns' span may be off; (W,)."""
-    d, k = basis.shape[-2:]
-    values = jnp.linalg.svd(basis, compute_uv=False)
-    condition = values[..., 0] / values[..., -1]
-    return 64 * exact.gamma(d * k + 16, np.float64) * condition
+def _again(sample: Sample, batch: _Batch, simple: bool) -> Sample:
+    """The sample, and draws that it leaves open measured finely, a few at a time."""
+    size = len(sample.decided)
+    few = min(size, _FEW)
+
+    def some(state):
+        left, sample = state
+        index = jnp.nonzero(left, size=few, fill_value=size)[0]
+        part = batch.with_moving(lambda a: a.at[index].get(mode="clip"))
+        found = _finely(part.each(own_numbers), part, simple)
+        sample = jax.tree.map(lambda a, b: a.at[index].set(b, mode="drop"), sample, found)
+        return left.at[index].set(False, mode="drop"), sample
+
+    left = ~jnp.all(sample.decided, -1)
+    return jax.lax.while_loop(lambda state: jnp.any(state[0]), some, (left, sample))[1]
 
 
-def _regions(placed: Placed, crossings: Any, proven: Any) -> Sample:
-    """The counts from the crossings outside of the common point, (W,)."""
-    hits, sure = placed.hits, placed.sure & proven
-    k = placed.radius.shape[-1]
-    gap = placed.radius - abs(placed.common)  # of the exact sign where not 0
-    inside = jnp.all(gap > 0, -1) & (placed.known > 0)
-    through = jnp.sum(placed.offset == 0, dtype=np.int32)  # all of them refine if it is inside
-    tie = jnp.all(gap >= 0, -1) & ~inside & (placed.known > 0)
-    sure = sure & ((through < 2) | ((placed.known != 0) & ~tie))
+def _through_one_point(own: Own) -> Any:
+    return jnp.all(~jnp.isfinite(own.offset) | (own.offset == 0))
+
+
+def _counted(own: Own, where: Any, hits: Any, crossings: Any, sure: Any) -> Sample:
+    point = where.radius, where.common, where.known
+    return jax.vmap(_regions)(own.offset, *point, hits, crossings, sure)
+
+
+def _regions(offset, radius, common, known, hits, crossings, sure) -> Sample:
+    """The counts of one draw from the crossings outside of the common point, (W,)."""
+    k = radius.shape[-1]
+    gap = radius - abs(common)  # of the exact sign where not 0
+    inside = jnp.all(gap > 0, -1) & (known > 0)
+    through = jnp.sum(offset == 0, dtype=np.int32)  # all of them refine if it is inside
+    tie = jnp.all(gap >= 0, -1) & ~inside & (known > 0)
+    sure = sure & ((through < 2) | ((known != 0) & ~tie))
     if k > 2:
         lower, upper = _bracket(hits, k)
         return Sample(hits, lower, upper, sure)
@@ -310,13 +294,42 @@ def _far_apart(placed: Placed, unit: np.ndarray, simple: bool):
     none = jnp.zeros(placed.hit.shape[:1], np.int32)
     if simple or placed.radius.shape[-1] == 1:
         return none, none == 0
-    close = twins(placed.slope, placed.slope_error, unit)
+    close = jax.vmap(lambda g, error: twins(g, error, unit))(placed.slope, placed.slope_error)
     return none, ~jnp.any(placed.hit & close, -1)
+
+
+class _Point(NamedTuple):
+    """The hyperplanes' point in full-dimensional windows, as in ``Placed``."""
+
+    radius: Any
+    common: Any
+    known: Any
+
+
+def _at_point(planes: Any, windows: Window) -> _Point:
+    common = planes[1] - windows.center
+    return _Point(windows.radii(), common, jnp.ones(common.shape[:1], np.int32))
+
+
+def _disc(centre: Any, radius: Any) -> tuple[Any, Any, Any]:
+    """The power of two by which all windows (W, 2) come to lie in the unit disc, and they in it."""
+    reach = power_above(jnp.max(size(centre) + size(radius)))
+    return reach, centre / reach, radius / reach
+
+
+def _in_one_disc(own: Own, planes: Any, windows: Window):
+    """Full-dimensional windows: chords, and centres and radii of the windows.
+
+    One geometry for all windows: coordinates around the hyperplanes' point.
+    """
+    reach, *boxes = _disc(windows.center - planes[1], windows.radii())
+    nothing, zero = jnp.zeros(own.offset.shape), own.offset == 0
+    return chords(own.columns.T, -own.offset / reach, nothing, nothing, zero, 2 * U), boxes
 
 
 def _lines(slope, value, slope_error, value_error, reach, zero, unit) -> Lines:
     """Lines in coordinates divided by ``reach``, their slopes scaled."""
-    size = _power_above(_along(jnp.max, jnp.maximum, abs(slope)))
+    size = power_above(jnp.maximum(abs(slope[:, 0]), abs(slope[:, 1])))
     slope, slope_error = slope / size[:, None], slope_error / size
     value, value_error = value / size / reach, value_error / size / reach
     present = jnp.isfinite(value) & (abs(value) < 1.5) & (size > 0)
@@ -325,31 +338,20 @@ def _lines(slope, value, slope_error, value_error, reach, zero, unit) -> Lines:
     return Lines(slope, value, slope_error, value_error, present, zero, unit)
 
 
-def _in_one_disc(placed: Placed, unit: np.ndarray) -> tuple[Any, ...]:
-    """Full-dimensional windows: lines, centres, radii, errors of the centres, hits.
-
-    One geometry for all windows: coordinates around the hyperplanes' point.
-    """
-    centre = -placed.common
-    away = 4 * U * _size(centre)
-    reach = _power_above(jnp.max(_size(centre) + _size(placed.radius)))
-    nothing, zero = jnp.zeros(placed.offset.shape), placed.offset == 0
-    own = _lines(placed.slope[0], -placed.offset, nothing, nothing, reach, zero, unit)
-    slack = away / reach + 2 * U
-    return own, centre / reach, placed.radius / reach, slack, placed.hit
-
-
-def _crossings(placed: Placed, unit: np.ndarray, full: bool, simple: bool):
+def _crossings(offset: Any, placed: Placed, unit: np.ndarray, full: bool, simple: bool):
     """Crossings in every window but for those in the common point, and whether that is proven."""
     if placed.radius.shape[-1] == 1:
-        return _points(placed, unit, simple)
+        return _points(offset, placed, unit, simple)
     if full:
-        return count_crossings(*_in_one_disc(placed, unit), simple=simple)
-    zero = placed.offset == 0
+        reach, *boxes = _disc(-placed.common, placed.radius)
+        nothing, slack = jnp.zeros(offset.shape), jnp.full(len(placed.hit), 2 * U)
+        own = _lines(placed.slope[0], -offset, nothing, nothing, reach, offset == 0, unit)
+        return count_crossings(own, *boxes, slack, placed.hit, simple=simple)
 
     def one(slope, value, slope_error, value_error, radius, hit, known):
-        reach = _power_above(_size(radius))
-        own = _lines(slope, value, slope_error, value_error, reach, zero & (known > 0), unit)
+        reach = power_above(size(radius))
+        zero = (offset == 0) & (known > 0)
+        own = _lines(slope, value, slope_error, value_error, reach, zero, unit)
         box = np.zeros((1, 2)), (radius / reach)[None], np.zeros(1), hit[None]
         count, proven = count_crossings(own, *box, simple=simple)
         vague = (own.slope_error > 2.0**-8) & hit
@@ -367,7 +369,7 @@ def _crossings(placed: Placed, unit: np.ndarray, full: bool, simple: bool):
     )
 
 
-def _points(placed: Placed, unit: np.ndarray, simple: bool):
+def _points(offset: Any, placed: Placed, unit: np.ndarray, simple: bool):
     """k = 1: hyperplanes are points; whether those of a window are proven distinct."""
     none = jnp.zeros(placed.hit.shape[:1], np.int32)
     if simple:
@@ -377,17 +379,11 @@ def _points(placed: Placed, unit: np.ndarray, simple: bool):
     at = -placed.value / jnp.where(safe, slope, 1)
     error = (placed.value_error + abs(at) * bound) / jnp.where(safe, abs(slope) - bound, 1)
     error = jnp.where(safe, 1.01 * error + 4 * U * abs(at), np.inf)
-    common = (placed.offset == 0) & (placed.known > 0)[:, None]
+    common = (offset == 0) & (placed.known > 0)[:, None]
     at = jnp.where(placed.hit & ~common, at, np.nan)
     close = abs(at[:, :, None] - at[:, None]) <= error[:, :, None] + error[:, None]
     close = close & (unit[:, None] != unit)
     return none, ~jnp.any(close, (1, 2))
-
-
-def _power_above(x: Any) -> Any:
-    """2^e with x / 2^e in [1/2, 1), exactly; 0 for 0."""
-    fraction, _ = jnp.frexp(x)
-    return jnp.where(x > 0, x / jnp.where(x > 0, fraction, 1), 0)
 
 
 def _bracket(hits: Any, k: int) -> tuple[Any, Any]:
