@@ -179,6 +179,45 @@ def test_the_common_point_on_the_boundary_is_left_open():
     assert found.decided[:, 3].all()  # another coordinate is outside for certain
 
 
+@pytest.mark.parametrize("case", ["three lines", "a crossing and an edge"])
+def test_what_nearly_meets_is_told_apart(case):
+    """At distances from far above the bands of the integers to below what float64 resolves."""
+    planes = draw(seed=21)
+    gap = np.where(np.arange(DRAWS) % 2, -1, 1) * 2.0 ** -(16 + 5 * np.arange(DRAWS))
+    normal, offset = planes.normal, planes.offset[..., 0]
+    meet = np.linalg.solve(normal[:, :2], offset[:, :2, None])[..., 0]
+    windows = jr.Window(np.broadcast_to(POINT, (4, 2)), [3.0, 3.5, 4.0, 5.0])
+    if case == "three lines":
+        offset[:, 2] = (normal[:, 2] * meet).sum(-1) + gap
+    else:  # line 2 is the edge of no window: the crossing moves to x = 3
+        offset[:, :2] += normal[:, :2, 0] * (3.0 + gap - meet[:, 0])[:, None]
+    found, (hits, regions) = measured(planes, windows), exactly(planes, windows)
+    assert found.decided[abs(gap) > 2.0**-42].all()
+    sure = found.decided
+    np.testing.assert_array_equal(found.hits[sure], hits[sure])
+    np.testing.assert_array_equal(found.lower[sure], regions[sure])
+
+
+def test_lines_along_the_axes_are_measured_again():
+    """Their intervals have no bounded ends; all draws of a block are left open by the integers."""
+    planes = draw(seed=22)
+    planes.normal[:, ::2, 0], planes.normal[:, 1::4, 1] = 0.0, 0.0
+    found, (hits, regions) = measured(planes), exactly(planes)
+    assert found.decided.all()
+    np.testing.assert_array_equal(found.hits, hits)
+    np.testing.assert_array_equal(found.lower, regions)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_length_of_normals_does_not_matter(scale):
+    planes = draw(seed=23)
+    far = planes_of(planes.normal * scale, planes.offset * scale)
+    found, (hits, regions) = measured(far), exactly(planes)
+    assert found.decided.all()
+    np.testing.assert_array_equal(found.hits, hits)
+    np.testing.assert_array_equal(found.lower, regions)
+
+
 @pytest.mark.slow
 def test_simple_skips_only_the_search_for_triple_points():
     """With three lines in a point the count of pairs is one too many, and is not noticed."""

@@ -216,7 +216,8 @@ def twins(slope: Any, slope_error: Any, unit: np.ndarray) -> Any:
         rows = len(unit) // 2
         (x, y), error = direction.T, blur + partners(blur, rows)
         close = abs(x * partners(y, rows) - y * partners(x, rows)) <= 4 * error
-        return jnp.any(close & ~parallels(unit, rows), 0) | unsafe
+        close = (close & ~parallels(unit, rows)).astype(np.int32)
+        return (jnp.sum(close, 0, dtype=np.int32) > 0) | unsafe
     cosine = jnp.einsum("ik,jk->ij", direction, direction, precision="highest")
     close = 1 - cosine * cosine <= 8 * (blur[:, None] + blur)
     return jnp.any(close & (unit[:, None] != unit), 1) | unsafe

@@ -30,7 +30,7 @@ from jaxregions.windows import Window
 
 __all__ = ["Sample", "measure_exactly", "measure_hits", "measure_planes"]
 
-_CHUNK = 128  # samples of one step: their crossings stay in the cache
+_CHUNK = 64  # samples of one step: their crossings stay in the cache
 _FEW = 8  # of them are measured again at a time
 U = 2.0**-53
 
@@ -343,10 +343,10 @@ def _crossings(offset: Any, placed: Placed, unit: np.ndarray, full: bool, simple
     if placed.radius.shape[-1] == 1:
         return _points(offset, placed, unit, simple)
     if full:
-        reach, *boxes = _disc(-placed.common, placed.radius)
+        reach, centre, radius = _disc(-placed.common, placed.radius)
         nothing, slack = jnp.zeros(offset.shape), jnp.full(len(placed.hit), 2 * U)
         own = _lines(placed.slope[0], -offset, nothing, nothing, reach, offset == 0, unit)
-        return count_crossings(own, *boxes, slack, placed.hit, simple=simple)
+        return count_crossings(own, centre, radius, slack, placed.hit, simple=simple)
 
     def one(slope, value, slope_error, value_error, radius, hit, known):
         reach = power_above(size(radius))

@@ -1,9 +1,9 @@
 """Crossings of one draw's lines in two-dimensional windows, compared as 32-bit integers.
 
 Line i is {y : g_i . y + h_i = 0} with |g_i| = 1, in coordinates in which all windows lie in the
-unit disc. Its crossing with line j lies at f_i + t_ij (-g_i2, g_i1), f_i = -h_i g_i,
+unit disc. Its crossing with line j lies at -h_i g_i + t_ij (-g_i2, g_i1),
 
-    t_ij = (h_j + g_j . f_i) / (g_i2 g_j1 - g_i1 g_j2),
+    t_ij = (h_j - h_i g_i . g_j) / (g_i2 g_j1 - g_i1 g_j2),
 
 and a window is an interval of t on it. So a crossing is computed once for all windows. Row s of a
 table of crossings holds those of i with i + s mod m: rows 1 to m / 2 have every pair once.
@@ -41,8 +41,8 @@ _OUTER = np.int32(1 << 16)
 class Chords(NamedTuple):
     """Lines of one draw, (m,) each, all with unit normals.
 
-    x, y, h: the line; foot_x, foot_y; over_x, over_y: 1 / its direction's components; start_x,
-    start_y: -foot / direction. zero: 1 for lines through the common point, whose crossings are
+    x, y, h: the line; over_x, over_y: 1 / its direction's components; start_x, start_y: h g over
+    direction. zero: 1 for lines through the common point, whose crossings are
     counted elsewhere, else 0. blur (): error of the terms of a crossing; sure (): every line is
     known well enough.
     """
@@ -50,8 +50,6 @@ class Chords(NamedTuple):
     x: Any
     y: Any
     h: Any
-    foot_x: Any
-    foot_y: Any
     over_x: Any
     over_y: Any
     start_x: Any
@@ -77,8 +75,8 @@ def chords(slope: Any, value: Any, slope_error: Any, value_error: Any, zero: Any
     known = (square > 2.0**-600) & (square < 2.0**600) & (tilt < 2.0**-6)
     gone = known & (abs(h) * (1 - tilt) - shift > _DISC)
     gone = gone | ((gx == 0) & (gy == 0) & (slope_error == 0))
-    # With |h| < 1.2: a foot is off by shift + 2.4 tilt + 6 u, so the two terms of a crossing, the
-    # second times |t| <= 1.1, by 2 shift + 7.3 tilt + 21 u at most; an end of an interval by what
+    # With |h| < 1.2: the two terms of a crossing, the second one times |t| <= 1.1, are off by
+    # 2 shift + 7.3 tilt + 21 u at most; an end of an interval by what
     # its coordinate is, over the direction's.
     wrong = 2 * shift + 7.5 * tilt + 21 * U
     end = slack + shift + 3.6 * tilt + 23 * U
@@ -86,12 +84,11 @@ def chords(slope: Any, value: Any, slope_error: Any, value_error: Any, zero: Any
     worst = jnp.maximum(abs(over_x), abs(over_y))
     fine = known & (abs(h) < 1.2) & (end * worst < _BLUR)
     x, y, h = jnp.where(gone, 0.75, x), jnp.where(gone, 0.75, y), jnp.where(gone, 2.0**60, h)
-    foot_x, foot_y = jnp.where(gone, 2.0**60, -h * x), jnp.where(gone, 2.0**59, -h * y)
-    start = jnp.where(gone, 2.0**60, -foot_x * over_x), jnp.where(gone, 2.0**60, -foot_y * over_y)
+    start = jnp.where(gone, 2.0**60, h * x * over_x), jnp.where(gone, 2.0**60, h * y * over_y)
     over = jnp.where(gone, 0, over_x), jnp.where(gone, 0, over_y)
     open_lines = jnp.sum((~gone & ~fine).astype(np.int32), dtype=np.int32)
     return Chords(
-        x, y, h, foot_x, foot_y, *over, *start,
+        x, y, h, *over, *start,
         zero=jnp.where(zero & ~gone, 1.0, 0.0),
         blur=jnp.max(jnp.where(gone, 0.0, wrong)),
         sure=open_lines == 0,
@@ -108,7 +105,7 @@ def table(lines: Chords, unit: np.ndarray, rows: int) -> Any:
     """
     jx, jy, jh = (partners(array, rows) for array in (lines.x, lines.y, lines.h))
     rate = lines.y * jx - lines.x * jy
-    level = jh + jx * lines.foot_x + jy * lines.foot_y
+    level = jh - lines.h * (jx * lines.x + jy * lines.y)
     at, size_of_rate = level / rate, abs(rate)
     beyond = np.linspace(_DISC, _DISC + 2.0**-6, rows)[:, None]
     at = jnp.where(abs(at) < _DISC, at, beyond)
@@ -134,8 +131,8 @@ def intervals(lines: Chords, centre: Any, radius: Any) -> tuple[Any, Any]:
         ends.append((middle - half, middle + half))
     # Both ends beyond the disc on one side leave less than nothing.
     past = _EDGE + 2.0**-6
-    low = jnp.clip(jnp.maximum(ends[0][0], ends[1][0]), -_EDGE, past)
-    high = jnp.clip(jnp.minimum(ends[0][1], ends[1][1]), -past, _EDGE)
+    low = _least(_most(_most(ends[0][0], ends[1][0]), -_EDGE), past)
+    high = _most(_least(_least(ends[0][1], ends[1][1]), _EDGE), -past)
     low, high = _integers(low * (_UNIT / 2)), _integers(high * (_UNIT / 2))
     return low + high, high - low
 
@@ -187,6 +184,14 @@ def triple_points(at: Any) -> Any:
         least = jnp.minimum(least, abs(twice[apart : apart + rows] - at))
     least = functools.reduce(jnp.minimum, least)
     return jnp.sum((least <= _SAME).astype(np.int32), dtype=np.int32) > 0
+
+
+def _most(a: Any, b: Any) -> Any:
+    return jnp.where(a > b, a, b)  # one instruction, as jnp.maximum is not: it keeps NaN
+
+
+def _least(a: Any, b: Any) -> Any:
+    return jnp.where(a < b, a, b)
 
 
 def _integers(numbers: Any) -> Any:
