@@ -12,10 +12,12 @@ import numpy as np
 from jaxregions._progress import watching
 from jaxregions._records import build, record
 from jaxregions.engines import merging
-from jaxregions.engines.affine import patterns_and_maps, same_maps
+from jaxregions.engines.affine import affine_maps, same_maps
+from jaxregions.engines.flips import face_signs, unpacked
 from jaxregions.engines.frontier import ENGINES, Limits, Status
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.records import Cells, hits, sign_bits
+from jaxregions.engines.signs import patterns
 from jaxregions.regions import prepared
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -128,7 +130,7 @@ def partition(
     windows = window.reshape(1)
     engine = ENGINES[window.dimension]
     ledger = Ledger(net, windows, corners(windows))
-    mesh, tables, status = engine.begin(1), [], Status.COMPLETE
+    mesh, tables, signs, status = engine.begin(1), [], [], Status.COMPLETE
     with watching(1, progress) as watch:
         for stage in range(len(net.stages)):
             status = _stop(limits, mesh.faces)
@@ -143,9 +145,12 @@ def partition(
                     mesh.faces, new.faces, found, cuts.cut_cell, unit, cuts.children, new.parent
                 )
             )
+            if window.dimension == 2:
+                signs.append(unpacked(*face_signs(new, cuts, stage), layer.size))
             mesh = new
             watch(0, mesh.faces)
-        return _assembled(net, window, ledger, engine.cells(ledger, mesh), tables, status, affine)
+        cells = engine.cells(ledger, mesh)
+        return _assembled(net, window, ledger, cells, tables, signs, status, affine)
 
 
 def _stop(limits: Limits, faces: int) -> Status:
@@ -161,11 +166,13 @@ def _assembled(
     ledger: Ledger,
     cells: Cells,
     tables: list[StageTable],
+    signs: list[np.ndarray],
     status: Status,
     affine: bool,
 ) -> Partition:
     inner = merging.witnesses(ledger, cells)
-    signs, slope, intercept = patterns_and_maps(inner, len(tables))
+    signs = _inherited(signs, tables) or patterns(inner, len(tables))
+    slope, intercept = affine_maps(inner)
     faces, complete = len(cells.window), status == Status.COMPLETE
     same = np.zeros(len(cells.left), bool)
     if complete and merging.has_contests(net):
@@ -181,8 +188,10 @@ def _assembled(
     regions = int(region.max()) + 1
     if not complete and merging.has_contests(net):
         regions = 1
-    used, corner = np.unique(cells.corner, return_inverse=True)
-    u = ledger.vertices.u[used]
+    used = np.zeros(ledger.vertices.size, bool)
+    used[cells.corner] = True
+    number, used = np.cumsum(used) - 1, np.flatnonzero(used)
+    corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
     return build(
         Partition,
         window=window,
@@ -200,7 +209,7 @@ def _assembled(
         affine_region=one,
         left=cells.left,
         right=cells.right,
-        facet=np.searchsorted(used, cells.facet),
+        facet=number[cells.facet],
         facet_stage=cells.stage,
         facet_unit=_units(net, cells),
         tables=tuple(tables),
@@ -210,6 +219,15 @@ def _assembled(
         decisions=ledger.decisions + inner.decisions,
         settled_exactly=ledger.settled_exactly + inner.settled_exactly,
     )
+
+
+def _inherited(signs: list[np.ndarray], tables: list[StageTable]) -> list[np.ndarray]:
+    """Per stage the signs on its cells, handed down to the last ones."""
+    found, cell = [], slice(None)
+    for sign, table in zip(signs[::-1], tables[::-1], strict=False):
+        found.append(sign[cell])
+        cell = table.parent[cell]
+    return found[::-1]
 
 
 def _units(net: CPAFunction, cells: Cells) -> np.ndarray:
@@ -225,10 +243,12 @@ def _volumes(window: Window, u: np.ndarray, start: np.ndarray, corner: np.ndarra
     if u.shape[1] == 1:
         size = u[corner[1::2], 0] - u[corner[::2], 0]
     else:
-        origin = np.repeat(u[corner[start[:-1]]], np.diff(start), axis=0)
+        first = np.repeat(start[:-1], np.diff(start))
         follow = np.arange(1, len(corner) + 1)
         follow[start[1:] - 1] = start[:-1]
-        a, b = u[corner] - origin, u[corner[follow]] - origin
+        at = u.take(corner, axis=0)
+        origin = at.take(first, axis=0)
+        a, b = at - origin, at.take(follow, axis=0) - origin
         size = np.add.reduceat(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], start[:-1]) / 2
     if window.basis is None:
         return size

@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import networkx
 import numpy as np
 import pytest
+from small_networks import integer_layers, integer_windows, traced
 
 import jaxregions as jr
 from jaxregions import Status, partitions
+from jaxregions.engines.points import CORNER, Ledger, Vertices
+from jaxregions.engines.signs import patterns
 
 SIZES = (2, 8, 8, 3)
 
@@ -97,6 +100,20 @@ def test_patterns_are_those_of_the_witnesses_and_all_different(part):
     assert len(np.unique(every, axis=0)) == len(every) == part.activation_regions
     assert part.witness_inside.all()
     assert all(inside(corners(part, c), u) for c, u in enumerate(part.witness))
+
+
+@pytest.mark.parametrize("hows", [("relu", "relu", "relu"), ("hard_tanh", 2, "relu")])
+@pytest.mark.parametrize("seed", range(4))
+def test_patterns_of_degenerate_networks_are_those_of_evaluation(seed, hows):
+    net = traced(integer_layers(seed, (3, 5, 4, 3), hows))
+    window = integer_windows(seed, 1, 3, 2)[0]
+    part = jr.partition(net, window, affine=False)
+    assert part.witness_inside.all()
+    none = np.full(len(part.witness), CORNER)
+    at = Vertices(part.witness, np.zeros(len(none)), 0 * none, none, none, none, none, none)
+    expected = patterns(Ledger(net, window.reshape(1), at), len(net.stages))
+    assert len(part.patterns) == len(expected)
+    assert all((p == e).all() for p, e in zip(part.patterns, expected, strict=True))
 
 
 def test_count_is_that_of_count_regions(part):

@@ -17,11 +17,10 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, input_point, lift, point
 from jaxregions.engines.records import Cells
-from jaxregions.engines.signs import rows_patterns, settled
 from jaxregions.engines.steps import in_steps, lifted
 from jaxregions.tracing import bounded_outputs, compiled, exact_outputs, output_values, prepare
 
-__all__ = ["patterns_and_maps", "same_maps"]
+__all__ = ["affine_maps", "same_maps"]
 
 
 def _rows_sums(prepared: Any, x: Any, error: Any):
@@ -40,24 +39,22 @@ def _rows_sums(prepared: Any, x: Any, error: Any):
     return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error)
 
 
-def _rows_cells(prepared: Any, x: Any, error: Any, axes: Any, u: Any, stages: int):
-    """Per stage the signs at points, and the affine map there: one forward pass serves both."""
+def _rows_maps(prepared: Any, x: Any, axes: Any, u: Any):
+    """Slopes, directions first, and intercepts of the affine maps at points."""
 
     def flat(point):
         return output_values(prepared, point.reshape(prepared.net.input_shape))
 
     def one(point, directions, at):
         value, along = jax.linearize(flat, point)
-        slope = jax.vmap(along, out_axes=1)(directions)
-        return slope, value - slope @ at
+        slope = jax.vmap(along)(directions)
+        return slope, value - sum(s * t for s, t in zip(slope, at, strict=True))
 
-    return rows_patterns(prepared, x, error, stages), jax.vmap(one)(x, axes, u)
+    return jax.vmap(one)(x, axes, u)
 
 
-def patterns_and_maps(
-    inner: Ledger, stages: int
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """``patterns`` at the witness points, and f = A u + a on every cell.
+def affine_maps(inner: Ledger) -> tuple[np.ndarray, np.ndarray]:
+    """f = A u + a on every cell, from its witness point.
 
     u: the slice coordinates. A (F, m, k) and a (F, m), float64, m the flattened outputs, from
     Jacobian-vector products.
@@ -66,24 +63,20 @@ def patterns_and_maps(
 
     def inputs(part):
         at = every.rows(part)
-        x, error = lift(frame, at)
+        x, _ = lift(frame, at)
         count, k = at.u.shape
         if frame.basis is None:
             axes = np.broadcast_to(np.eye(k), (count, k, k))
         else:
             basis = frame.basis if frame.basis.ndim == 2 else frame.basis[at.window]
             axes = np.broadcast_to(np.swapaxes(basis, -1, -2), (count, k, x.shape[1]))
-        return x, error, axes, at.u
+        return x, axes, at.u
 
     with jax.enable_x64(True):
         prepared = prepare(net)
-        step = compiled(_rows_cells, prepared.structure, static=(5,))
-
-        def rows(*inputs):
-            return step(prepared, *inputs, stages)
-
-        *signs, slope, intercept = in_steps(rows, every.size, inputs)
-    return settled(inner, signs), slope, intercept
+        step = partial(compiled(_rows_maps, prepared.structure), prepared)
+        slope, intercept = in_steps(step, every.size, inputs)
+    return np.swapaxes(slope, 1, 2), intercept
 
 
 def _sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +98,10 @@ def same_maps(ledger: Ledger, inner: Ledger, cells: Cells, known: np.ndarray) ->
       known: (G,) facets where they are known to agree.
     """
     corners = _spanning(ledger, cells)
-    points = [cells.witness, *((cells.witness + ledger.vertices.u[c]) / 2 for c in corners)]
+    points = [
+        cells.witness,
+        *((cells.witness + ledger.vertices.u.take(c, axis=0)) / 2 for c in corners),
+    ]
     slope, error = _enclosed_slopes(inner, points)
     error[~cells.inside] = np.inf
     left, right = cells.left, cells.right
@@ -133,7 +129,8 @@ def _spanning(ledger: Ledger, cells: Cells) -> list[np.ndarray]:
     if cells.witness.shape[1] == 1:
         return [first]
     u, face = ledger.vertices.u, np.repeat(np.arange(len(first)), np.diff(cells.start))
-    one, two = (u[first] - cells.witness)[face], u[cells.corner] - cells.witness[face]
+    one = (u.take(first, axis=0) - cells.witness).take(face, axis=0)
+    two = u.take(cells.corner, axis=0) - cells.witness.take(face, axis=0)
     with np.errstate(all="ignore"):
         size = np.abs(one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0])
     size = np.where(np.isnan(size), 0.0, size)

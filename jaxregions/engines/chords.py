@@ -52,7 +52,8 @@ class Boundary(NamedTuple):
 class Chords(NamedTuple):
     """Distinct chords, sorted by first end: positions first < last on the boundary of a face.
 
-    cut_face, cut_entry: every switching value that cuts a face; several may share a chord.
+    cut_face, cut_entry: every switching value that cuts a face; several may share a chord, which
+      is named cut_line.
     """
 
     face: np.ndarray
@@ -61,6 +62,7 @@ class Chords(NamedTuple):
     last: np.ndarray
     cut_face: np.ndarray
     cut_entry: np.ndarray
+    cut_line: np.ndarray
 
 
 class Crossings(NamedTuple):
@@ -147,7 +149,9 @@ def find_chords(
     new = np.ones(len(first), bool)
     new[1:] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
     face, entry = rim.face[first], entry[pair]
-    return Chords(face[new], entry[new], first[new], last[new], face, entry)
+    named = entry[new]
+    line = named[np.cumsum(new) - 1]
+    return Chords(face[new], named, first[new], last[new], face, entry, line)
 
 
 def corner_zeros(mesh: Mesh, signs: Signs) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,9 @@ def witnesses(ledger: Ledger, cells: Cells) -> Ledger:
     Where the float64 witness is not proven to be inside, the exact mean of the exact vertices is.
     """
     none = np.full(len(cells.window), CORNER)
-    error = np.where(cells.inside, 0.0, _spread(ledger, cells))
+    error = np.zeros(len(cells.window))
+    if not cells.inside.all():
+        error[~cells.inside] = _spread(ledger, cells)[~cells.inside]
     at = Vertices(cells.witness, error, cells.window, none, none, none, none, none)
     inner = Ledger(ledger.net, ledger.windows, at)
     for cell in np.flatnonzero(~cells.inside).tolist():
@@ -53,7 +55,9 @@ def witnesses(ledger: Ledger, cells: Cells) -> Ledger:
 def _spread(ledger: Ledger, cells: Cells) -> np.ndarray:
     """Bound on the distance from the float64 witness to the exact mean of the exact vertices."""
     error = np.maximum.reduceat(ledger.vertices.error[cells.corner], cells.start[:-1])
-    size = np.maximum.reduceat(widest(ledger.vertices.u[cells.corner]), cells.start[:-1])
+    size = np.maximum.reduceat(
+        widest(ledger.vertices.u.take(cells.corner, axis=0)), cells.start[:-1]
+    )
     corners = np.diff(cells.start)
     return (error + (corners + 2) * 2 * U * size) * (1 + 8 * U)
 

@@ -70,6 +70,7 @@ def _cuts(mesh: Mesh, signs: Signs, found: chord.Chords, children: np.ndarray) -
     return Cuts(
         found.cut_face,
         found.cut_entry,
+        found.cut_line,
         mesh.window,
         children,
         signs,
@@ -83,9 +84,9 @@ def _cuts(mesh: Mesh, signs: Signs, found: chord.Chords, children: np.ndarray) -
 
 def cells(ledger: Ledger, mesh: Mesh) -> Cells:
     """Faces with witness points, and the facets between them."""
-    u, error = ledger.vertices.u[mesh.vertices], ledger.vertices.error[mesh.vertices]
+    u, error = ledger.vertices.u.take(mesh.vertices, axis=0), ledger.vertices.error[mesh.vertices]
     size = np.diff(mesh.start)
-    corner = u[mesh.origin]
+    corner = u.take(mesh.origin, axis=0)
     witness = np.add.reduceat(corner, mesh.start[:-1], axis=0) / size[:, None]
     inside = _left_of_all(mesh, u, error, witness)
     half = np.flatnonzero(np.arange(len(mesh.twin)) < mesh.twin)
@@ -110,13 +111,14 @@ def _left_of_all(mesh: Mesh, u, error, witness) -> np.ndarray:
 
     The cross product of (b - a) and (w - a), a and b known to within their errors.
     """
-    a, b = mesh.origin, mesh.origin[mesh.following]
+    start, face = mesh.start[:-1], mesh.face
+    a, b = (u.take(end, axis=0) for end in (mesh.origin, mesh.origin[mesh.following]))
     with np.errstate(all="ignore"):  # an overflow proves nothing
-        step, reach = u[b] - u[a], witness[mesh.face] - u[a]
+        step, reach = b - a, witness.take(face, axis=0) - a
         turn = step[:, 0] * reach[:, 1] - step[:, 1] * reach[:, 0]
-        scale = np.maximum(widest(u[a]), widest(u[b]))
-        worst = np.maximum.reduceat(error[a], mesh.start[:-1])[mesh.face]
-        slack = 2 * worst + 4 * U * (scale + widest(witness[mesh.face]))
+        scale = np.maximum.reduceat(widest(a), start) + widest(witness)
+        worst = np.maximum.reduceat(error[mesh.origin], start)
+        slack = (2 * worst + 4 * U * scale)[face]
         long, wide = widest(step) + slack, widest(reach) + slack
         bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
         left = turn > bound + np.finfo(np.float64).tiny

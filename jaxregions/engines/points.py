@@ -60,7 +60,9 @@ class Vertices(NamedTuple):
         return len(self.error)
 
     def rows(self, index: Any) -> Vertices:
-        return Vertices(*(column[index] for column in self))
+        if isinstance(index, slice):
+            return Vertices(*(column[index] for column in self))
+        return Vertices(*(column.take(index, axis=0) for column in self))
 
     def extended(self, *more: Vertices) -> Vertices:
         return Vertices(*map(np.concatenate, zip(self, *more, strict=True)))
@@ -145,7 +147,7 @@ def crossing(za: Any, zb: Any, error: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def between(vertices: Vertices, tail, head, t, error, stage: int, entry, line) -> Vertices:
     """New vertices at tail + t (head - tail), t known to within ``error``, both on ``line``."""
-    a, b = vertices.u[tail], vertices.u[head]
+    a, b = vertices.u.take(tail, axis=0), vertices.u.take(head, axis=0)
     step = b - a
     size = widest(step)
     scale = np.maximum(widest(a), widest(b))
@@ -189,16 +191,16 @@ def lift(frame: Frame, vertices: Vertices) -> tuple[np.ndarray, np.ndarray]:
     """Input points (V, d) of vertices and the bound (V,) on the error of every coordinate."""
     u, w, error = vertices.u, vertices.window, vertices.error
     if frame.basis is None:
-        x = frame.origin[w] + u
+        x = frame.origin.take(w, axis=0) + u
         return x, (error + U * widest(x)) * (1 + 4 * U)
     if frame.shift is not None:
-        u = frame.shift[w] + u
+        u = frame.shift.take(w, axis=0) + u
         error = error + U * widest(u)
     if frame.basis.ndim == 2:
         x, spread, reach = u @ frame.basis.T, frame.spread, frame.reach
-        x += frame.origin[w]
+        x += frame.origin.take(w, axis=0)
     else:
-        x = frame.origin[w]
+        x = frame.origin.take(w, axis=0)
         for axis, coordinate in zip(frame.axes, u.T, strict=True):
             step = axis.take(w, axis=0)
             step *= coordinate[:, None]

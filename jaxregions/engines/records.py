@@ -14,7 +14,8 @@ __all__ = ["Cells", "Cuts", "hits", "sign_bits"]
 class Cuts(NamedTuple):
     """What one stage does to cells.
 
-    cut_cell, cut_entry: (C,) a switching value that takes both signs inside a cell.
+    cut_cell, cut_entry: (C,) a switching value that takes both signs inside a cell. cut_line: (C,)
+      the first of those that vanish together with it there; facets bear its name.
     cell_window, children: (F,) the window of each cell, and how many cells it falls into.
     corner_window, corner_row: (H,) window and row of ``signs`` of every corner of every cell,
       in order of window.
@@ -24,6 +25,7 @@ class Cuts(NamedTuple):
 
     cut_cell: np.ndarray
     cut_entry: np.ndarray
+    cut_line: np.ndarray
     cell_window: np.ndarray
     children: np.ndarray
     signs: Signs

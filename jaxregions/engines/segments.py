@@ -111,6 +111,7 @@ def _cuts(line: Line, signs: Signs, zeros: Zeros) -> Cuts:
     return Cuts(
         zeros.edge,
         zeros.entry,
+        zeros.entry[zeros.first][zeros.node],
         line.window,
         1 + zeros.per_edge,
         signs,
