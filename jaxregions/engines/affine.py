@@ -2,7 +2,8 @@
 
 On a cell the map is known from k + 1 points of it: the witness and, for k of the corners, the
 middle between the two. Maps of which one fixed sum of the outputs has slopes with disjoint
-enclosures differ; the others are compared in rationals, output by output.
+enclosures differ; those agree of which no change of pieces reaches the outputs; the others are
+compared in rationals, output by output.
 """
 
 from __future__ import annotations
@@ -18,9 +19,19 @@ from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, input_point, lift, point
 from jaxregions.engines.records import Cells
 from jaxregions.engines.steps import in_steps, lifted
-from jaxregions.tracing import bounded_outputs, compiled, exact_outputs, output_values, prepare
+from jaxregions.tracing import (
+    bounded_outputs,
+    changed_outputs,
+    compiled,
+    exact_outputs,
+    output_values,
+    pieces_of,
+    prepare,
+)
 
 __all__ = ["affine_maps", "same_maps"]
+
+FEW = 64  # facets that are not worth compiling for
 
 
 def _rows_sums(prepared: Any, x: Any, error: Any):
@@ -107,6 +118,11 @@ def same_maps(ledger: Ledger, inner: Ledger, cells: Cells, known: np.ndarray) ->
     left, right = cells.left, cells.right
     apart = np.abs(slope[left] - slope[right]) > (error[left] + error[right]) * (1 + 8 * U)
     open_ = np.flatnonzero(~known & ~apart.any(axis=1))
+    unchanged = open_[:0]
+    if len(open_) > FEW:
+        sound = open_[cells.inside[left[open_]] & cells.inside[right[open_]]]
+        unchanged = sound[~_changed(inner, left[sound], right[sound])]
+        open_ = np.setdiff1d(open_, unchanged)
     ledger.decisions += len(known)
     ledger.settled_exactly += len(open_)
     found: dict[int, np.ndarray] = {}
@@ -117,10 +133,35 @@ def same_maps(ledger: Ledger, inner: Ledger, cells: Cells, known: np.ndarray) ->
         return found[cell]
 
     same = known.copy()
+    same[unchanged] = True
     for facet in open_.tolist():
         a, b = exact_slope(int(left[facet])), exact_slope(int(right[facet]))
         same[facet] = all(p == q for p, q in zip(a.ravel(), b.ravel(), strict=True))
     return same
+
+
+def _rows_changed(prepared: Any, pieces: Any, x: Any, error: Any, other: Any, other_error: Any):
+    def one(*ends):
+        return changed_outputs(prepared, pieces, ends[:2], ends[2:])
+
+    shape = (-1, *prepared.net.input_shape)
+    return jax.vmap(one)(x.reshape(shape), error, other.reshape(shape), other_error)
+
+
+def _changed(inner: Ledger, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Whether some change of pieces between two cells may reach the outputs."""
+    if not len(left):
+        return np.zeros(0, bool)
+    net, ends = inner.net, [inner.vertices.rows(side) for side in (left, right)]
+    with jax.enable_x64(True):
+        prepared = prepare(net)
+        step = partial(compiled(_rows_changed, prepared.structure), prepared, pieces_of(net))
+
+        def inputs(part):
+            return (*lifted(inner, ends[0], part), *lifted(inner, ends[1], part))
+
+        (changed,) = in_steps(lambda *rows: (step(*rows),), len(left), inputs)
+    return changed
 
 
 def _spanning(ledger: Ledger, cells: Cells) -> list[np.ndarray]:

@@ -19,11 +19,11 @@ AHEAD = 2  # steps that run while the next is prepared
 
 def _sizes(count: int) -> list[int]:
     """Sizes of the steps that cover ``count`` points, the large ones first."""
-    sizes = []
-    for size in ROWS[::-1]:
-        sizes += [size] * (count // size)
-        count %= size
-    return sizes + [ROWS[0]] * (count > 0)
+    small, large = ROWS
+    full, rest = divmod(count, large)
+    if rest > large // 2:  # one padded step is faster than many small ones
+        return [large] * (full + 1)
+    return [large] * full + [small] * -(-rest // small)
 
 
 def in_steps(

@@ -1,6 +1,7 @@
 """From a function to its switching values: the only room that touches jax.extend."""
 
 from jaxregions.tracing.bounds import bounded_outputs, bounded_values, output_values, prepare
+from jaxregions.tracing.changes import changed_outputs, pieces_of
 from jaxregions.tracing.flatten import NotPiecewiseAffineError
 from jaxregions.tracing.network import CPAFunction, Stage, fixed_signs, trace
 from jaxregions.tracing.rational import exact_outputs, exact_values
@@ -15,6 +16,7 @@ __all__ = [
     "Stage",
     "bounded_outputs",
     "bounded_values",
+    "changed_outputs",
     "compiled",
     "exact_outputs",
     "exact_representation",
@@ -22,6 +24,7 @@ __all__ = [
     "fixed_signs",
     "is_slot",
     "output_values",
+    "pieces_of",
     "prepare",
     "representation",
     "trace",

@@ -22,15 +22,26 @@ from jaxregions.tracing.error_rules import (
     U,
     minus,
     norm2,
-    run_step,
+    tracked,
 )
 from jaxregions.tracing.flatten import is_float
 from jaxregions.tracing.network import CPAFunction
 from jaxregions.tracing.norms import linear_norms
 from jaxregions.tracing.structure import Structure, compiled
-from jaxregions.tracing.walk import Group, Slot, Step, is_slot
+from jaxregions.tracing.walk import Group, Slot, Step, is_slot, visited
 
-__all__ = ["Bounded", "Prepared", "bounded_outputs", "bounded_values", "output_values", "prepare"]
+__all__ = [
+    "BILINEAR",
+    "Bounded",
+    "Prepared",
+    "at_point",
+    "bounded_outputs",
+    "bounded_values",
+    "needed",
+    "output_values",
+    "prepare",
+    "stored_exactly",
+]
 
 
 class Bounded(NamedTuple):
@@ -116,7 +127,7 @@ def output_values(prepared: Prepared, x: Any) -> Any:
     program = prepared.net.program
     env = {program.input.index: x}
     slots = [o for o in program.outputs if is_slot(o)]
-    for i in _needed(program.steps, slots, set(env)):
+    for i in needed(program.steps, slots, set(env)):
         step, known = program.steps[i], prepared.constants[i]
         pairs = zip(step.inputs, known, strict=True)
         parts = [env[o.index] if is_slot(o) else c.value for o, c in pairs]
@@ -134,10 +145,10 @@ def _evaluated(
             f"x: expected shape {prepared.net.input_shape} in float64 (jax.enable_x64), received "
             f"{jnp.shape(x)} in {jnp.result_type(x)}"
         )
-    env = {program.input.index: _point(jnp.asarray(x), error)}
+    env = {program.input.index: at_point(jnp.asarray(x), error)}
     pins = {} if vanishing is None else _pins(prepared)
     _pin(env, (program.input.index,), pins, vanishing)
-    for i in _needed(program.steps, slots, {program.input.index}):
+    for i in needed(program.steps, slots, {program.input.index}):
         _advance(env, program.steps[i], prepared.constants[i], prepared.extras[i])
         _pin(env, program.steps[i].outputs, pins, vanishing)
     return env
@@ -176,10 +187,12 @@ def _pin(env: dict[int, Tracked], outputs: tuple[int, ...], pins: Pins, vanishin
 
 def _advance(env: dict[int, Tracked], step: Step, constants: Any, extra: Any) -> None:
     parts = [env[o.index] if is_slot(o) else c for o, c in zip(step.inputs, constants, strict=True)]
-    env.update(zip(step.outputs, run_step(step, parts, extra), strict=True))
+    if step.name != "flush":
+        parts = visited(step, parts, lambda eqn, operands, _: tracked(eqn, operands, extra))
+    env.update(zip(step.outputs, parts, strict=True))
 
 
-def _point(x: Any, error: Any) -> Tracked:
+def at_point(x: Any, error: Any) -> Tracked:
     """x and its error."""
     error = jnp.asarray(error, jnp.float64)
     own = jnp.where(_is_small(error), TINY, 0.0) + jnp.where(_is_small(x), TINY, 0.0)
@@ -195,7 +208,7 @@ def _is_small(v: Any) -> Any:
     return bits - np.uint64(1) < np.float64(TINY).view(np.uint64) - np.uint64(1)
 
 
-def _needed(steps: list[Step], slots: list[Slot], known: set[int]) -> list[int]:
+def needed(steps: list[Step], slots: list[Slot], known: set[int]) -> list[int]:
     """The steps that lead from the known slots to these, in order."""
     wanted, found = {s.index for s in slots}, []
     for i in reversed(range(len(steps))):
@@ -249,7 +262,7 @@ def _prepared(net: CPAFunction) -> Prepared:
 
 def _constants(step: Step) -> tuple[Tracked | None, ...]:
     # The norms of a matrix cover its subnormal numbers; a batch is not evaluated.
-    if step.name in _BILINEAR or step.name == "enter_batch":
+    if step.name in BILINEAR or step.name == "enter_batch":
         return tuple(None if is_slot(o) else Tracked(o) for o in step.inputs)
     return tuple(None if is_slot(o) else _stored(o) for o in step.inputs)
 
@@ -265,9 +278,12 @@ def _stored(value: Any) -> Tracked:
 
 def _right(group: Group) -> Tracked | None:
     """The constant side of a group's differences, None if it is zero."""
-    if is_slot(group.right):
-        return None
-    exact = np.asarray(group.right)
+    return None if is_slot(group.right) else stored_exactly(group.right)
+
+
+def stored_exactly(number: Any) -> Tracked | None:
+    """An exact constant, a Fraction, an array of them or floats, in float64; None if it is zero."""
+    exact = np.asarray(number)
     value = exact.astype(np.float64)
     stored = _stored(value)
     if is_float(exact):
@@ -280,7 +296,7 @@ def _right(group: Group) -> Tracked | None:
     return Tracked(value, error if error.any() else None)
 
 
-_BILINEAR = ("dot_general", "conv_general_dilated")
+BILINEAR = ("dot_general", "conv_general_dilated")
 
 
 def _params(step: Step) -> dict[str, Any]:
@@ -288,7 +304,7 @@ def _params(step: Step) -> dict[str, Any]:
 
 
 def _extra(step: Step) -> Any:
-    if step.name in _BILINEAR:
+    if step.name in BILINEAR:
         return linear_norms(step)
     if step.name.startswith("scatter"):
         return _scatter_rounding(step)
@@ -335,14 +351,14 @@ def _mean_errors(prepared: Prepared, rows: Any, entry: int) -> dict[int, Any]:
     wanted = {}
     for i, step in enumerate(steps):
         if step.name == "subtract_batch_mean" and _params(step)["token"] == token:
-            path = _needed(steps, [step.inputs[0]], {root})
+            path = needed(steps, [step.inputs[0]], {root})
             made = {root}.union(*(steps[j].outputs for j in path))
             inputs = [s for j in path for s in steps[j].inputs] + [step.inputs[0]]
             if extras[i] is None and all(s.index in made for s in inputs if is_slot(s)):
                 wanted[i] = path
 
     def enter(row):
-        t = _point(row, 0.0)
+        t = at_point(row, 0.0)
         return Tracked(*(jnp.broadcast_to(v, x.shape) for v in t[:2]))
 
     env = {root: jax.vmap(enter)(rows)}

@@ -17,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.exact import gamma, unit_roundoff
-from jaxregions.tracing import flatten
 from jaxregions.tracing.flatten import bind, is_float, is_identity
-from jaxregions.tracing.walk import Step
 
-__all__ = ["FLOOR", "RULES", "TINY", "LinearNorms", "Tracked", "U", "minus", "norm2", "run_step"]
+__all__ = ["FLOOR", "MOVES", "TINY", "LinearNorms", "Tracked", "U", "minus", "norm2", "tracked"]
 
 U = unit_roundoff(np.float64)
 # Above every absolute error of underflow, multiples of 2^-1022, and its square is a normal number:
@@ -389,14 +387,14 @@ def _select(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
     return [Tracked(out, error, (norm + jumps) * _UP, scale * _UP)]
 
 
-_MOVES = (
+MOVES = (
     *("reshape", "transpose", "rev", "squeeze", "expand_dims", "broadcast_in_dim", "concatenate"),
     *("stack", "unstack", "tile", "pad", "slice", "split", "gather", "dynamic_slice"),
     *("dynamic_update_slice", "sharding_constraint"),
 )
 _SCATTERS = ("scatter", "scatter-add", "scatter-sub", "scatter-mul")
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_MOVES, _move),
+    **dict.fromkeys(MOVES, _move),
     **dict.fromkeys(_SCATTERS, _scatter),
     **dict.fromkeys(("dot_general", "conv_general_dilated"), _matrix),
     **dict.fromkeys(("add", "add_any", "sub"), _add),
@@ -420,20 +418,11 @@ RULES: dict[str, Rule] = {
 }
 
 
-def run_step(step: Step, parts: list[Tracked], extra: Any) -> list[Tracked]:
-    """One step of a program; ``extra`` is what its rule needs to know about its constants."""
-    if step.name == "flush":
-        return parts
-
-    def visit(eqn, operands, _where):
-        operands = [o if isinstance(o, Tracked) else Tracked(o) for o in operands]
-        if is_identity(eqn):
-            return operands
-        if all(o.error is None for o in operands):
-            return [Tracked(v) for v in bind(eqn, *(o.value for o in operands))]
-        return RULES.get(eqn.primitive.name, _unknown)(eqn, operands, extra)
-
-    if step.eqn is not None:
-        return visit(step.eqn, parts, "")
-    shapes = [jax.ShapeDtypeStruct(jnp.shape(p.value), jnp.result_type(p.value)) for p in parts]
-    return flatten.evaluate(jax.make_jaxpr(step.function)(*shapes), parts, visit)
+def tracked(eqn: Any, operands: list[Any], extra: Any) -> list[Tracked]:
+    """One equation; ``extra`` is what its rule needs to know about its constants."""
+    operands = [o if isinstance(o, Tracked) else Tracked(o) for o in operands]
+    if is_identity(eqn):
+        return operands
+    if all(o.error is None for o in operands):
+        return [Tracked(v) for v in bind(eqn, *(o.value for o in operands))]
+    return RULES.get(eqn.primitive.name, _unknown)(eqn, operands, extra)

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions._records import is_traced
-from jaxregions.tracing import constancy, tables
+from jaxregions.tracing import constancy, flatten, tables
 from jaxregions.tracing.constancy import Fixed, constant
 from jaxregions.tracing.flatten import JaxprEqn, NotPiecewiseAffineError, bind, is_float, traced_as
 from jaxregions.tracing.operations import table_of_primitive
 from jaxregions.tracing.tables import Table, Unprovable
 
-__all__ = ["Contest", "Group", "Program", "Slot", "Step", "Walk", "is_slot"]
+__all__ = ["Contest", "Group", "Program", "Slot", "Step", "Walk", "is_slot", "visited"]
 
 
 @dataclasses.dataclass(eq=False)
@@ -73,6 +73,14 @@ class Step(NamedTuple):
     outputs: tuple[int, ...]
     name: str
     eqn: JaxprEqn | None
+
+
+def visited(step: Step, parts: list[Any], visit: flatten.Visit) -> list[Any]:
+    """The step answered equation by equation; its parts have the shapes of its inputs."""
+    if step.eqn is not None:
+        return visit(step.eqn, parts, "")
+    shapes = [jax.ShapeDtypeStruct(o.shape, o.dtype) for o in step.inputs]
+    return flatten.evaluate(jax.make_jaxpr(step.function)(*shapes), parts, visit)
 
 
 class Contest(NamedTuple):
