@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,9 +15,8 @@ from jaxregions.engines import merging
 from jaxregions.engines.affine import affine_maps, same_maps
 from jaxregions.engines.flips import face_signs, unpacked
 from jaxregions.engines.frontier import ENGINES, Limits, Status
-from jaxregions.engines.mesh import Mesh
 from jaxregions.engines.points import Ledger, corners
-from jaxregions.engines.records import Cells, Cuts, hits, sign_bits
+from jaxregions.engines.records import Cells, hits, sign_bits
 from jaxregions.engines.signs import patterns
 from jaxregions.regions import prepared
 from jaxregions.tracing import CPAFunction
@@ -133,7 +131,7 @@ def partition(
     engine = ENGINES[window.dimension]
     ledger = Ledger(net, windows, corners(windows))
     mesh, tables, signs, status = engine.begin(1), [], [], Status.COMPLETE
-    with watching(1, progress) as watch, ThreadPoolExecutor(2) as aside:
+    with watching(1, progress) as watch:
         for stage in range(len(net.stages)):
             status = _stop(limits, mesh.faces)
             if status != Status.COMPLETE:
@@ -148,11 +146,11 @@ def partition(
                 )
             )
             if window.dimension == 2:
-                signs.append(aside.submit(_signs, new, cuts, stage))
+                signs.append(unpacked(*face_signs(new, cuts, stage), layer.size))
             mesh = new
             watch(0, mesh.faces)
         cells = engine.cells(ledger, mesh)
-        return _assembled(net, window, ledger, cells, tables, signs, status, affine, aside)
+        return _assembled(net, window, ledger, cells, tables, signs, status, affine)
 
 
 def _stop(limits: Limits, faces: int) -> Status:
@@ -168,14 +166,13 @@ def _assembled(
     ledger: Ledger,
     cells: Cells,
     tables: list[StageTable],
-    pending: list[Future[np.ndarray]],
+    signs: list[np.ndarray],
     status: Status,
     affine: bool,
-    aside: ThreadPoolExecutor,
 ) -> Partition:
     inner = merging.witnesses(ledger, cells)
-    maps = aside.submit(affine_maps, inner)
-    signs = _inherited([p.result() for p in pending], tables) or patterns(inner, len(tables))
+    signs = _inherited(signs, tables) or patterns(inner, len(tables))
+    slope, intercept = affine_maps(inner)
     faces, complete = len(cells.window), status == Status.COMPLETE
     same = np.zeros(len(cells.left), bool)
     if complete and merging.has_contests(net):
@@ -186,6 +183,8 @@ def _assembled(
     one = np.full(faces, -1)
     if complete and affine:
         one = merging.joined(cells, same_maps(ledger, inner, cells, same))
+    if not complete:
+        slope, intercept = np.full_like(slope, np.nan), np.full_like(intercept, np.nan)
     regions = int(region.max()) + 1
     if not complete and merging.has_contests(net):
         regions = 1
@@ -193,10 +192,6 @@ def _assembled(
     used[cells.corner] = True
     number, used = np.cumsum(used) - 1, np.flatnonzero(used)
     corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
-    volume = _volumes(window, u, cells.start, corner)
-    slope, intercept = maps.result()
-    if not complete:
-        slope, intercept = np.full_like(slope, np.nan), np.full_like(intercept, np.nan)
     return build(
         Partition,
         window=window,
@@ -206,7 +201,7 @@ def _assembled(
         corner=corner,
         witness=cells.witness,
         witness_inside=cells.inside,
-        volume=volume,
+        volume=_volumes(window, u, cells.start, corner),
         patterns=tuple(signs),
         slope=slope,
         intercept=intercept,
@@ -224,10 +219,6 @@ def _assembled(
         decisions=ledger.decisions + inner.decisions,
         settled_exactly=ledger.settled_exactly + inner.settled_exactly,
     )
-
-
-def _signs(new: Mesh, cuts: Cuts, stage: int) -> np.ndarray:
-    return unpacked(*face_signs(new, cuts, stage), cuts.signs.values.shape[1])
 
 
 def _inherited(signs: list[np.ndarray], tables: list[StageTable]) -> list[np.ndarray]:
