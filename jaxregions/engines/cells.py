@@ -18,7 +18,6 @@ from jaxregions.engines.enclosures import enclosed_rows
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.points import frame_of
 from jaxregions.engines.search import Cell, Search, new_search
-from jaxregions.engines.sides import PROGRAMS, SMALL_DIMENSION
 from jaxregions.engines.signtree import children
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -84,8 +83,7 @@ def explore(search: Search, watch: Callable[[int, int], None] | None = None) -> 
         while stack and not search.out_of_time():
             stage, cells = stack[-1]
             total = sum(s.size for s in net.stages[: stage + 1]) + 1
-            most = _BATCH if k <= SMALL_DIMENSION else PROGRAMS
-            batch = list(islice(cells, max(1, min(most, _ENTRIES // (total * k)))))
+            batch = list(islice(cells, max(1, min(_BATCH, _ENTRIES // (total * k)))))
             if not batch:
                 stack.pop()
                 continue

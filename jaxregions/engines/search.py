@@ -25,7 +25,7 @@ class Cell:
     number: in the certificate. u, step: (k,) witness, and steps to k more points of the closed
     cell. literal: (m, 3) stage, entry and sign of the switching values that bound it; slope, value,
     error: (m, ...) these rows, signed, in units of the radii and divided by ``scale``. weight: of a
-    sample. rows, exact: of its own stage.
+    sample. bases: of these rows, basic (m,) and bound (k,). rows, exact: of its own stage.
     """
 
     window: int
@@ -40,6 +40,7 @@ class Cell:
     error: np.ndarray
     scale: np.ndarray
     weight: float = 1.0
+    bases: tuple[np.ndarray, np.ndarray] | None = None
     rows: Rows | None = None
     exact: tuple[np.ndarray, np.ndarray] | None = None
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,19 +13,19 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.engines.enclosures import Rows
 from jaxregions.engines.farkas import decide
+from jaxregions.engines.longsteps import FAR, Bases, solve_wide
 from jaxregions.engines.margins import Margins, solve_margins
 from jaxregions.engines.programs import MarginProgram
 from jaxregions.engines.search import Cell, Search, exactly
 
 __all__ = [
     "FOUND",
-    "PROGRAMS",
     "REFUTED",
     "SMALL_DIMENSION",
     "UNSETTLED",
     "Answers",
     "Batch",
-    "Tests",
+    "Parts",
     "centred",
     "exact_steps",
     "tested",
@@ -31,29 +33,57 @@ __all__ = [
 
 FOUND, REFUTED, UNSETTLED = range(3)
 _TINY = np.finfo(np.float64).tiny
-SMALL_DIMENSION = 32  # up to here arrays of programs are faster than HiGHS, one after the other
-_ENTRIES = 1 << 21  # of rows gathered together
-PROGRAMS = 16  # kept warm
+SMALL_DIMENSION = 8  # up to here bases of k + 1 rows, afresh; above, of a variable a row, inherited
+_ENTRIES = 1 << 19  # of rows gathered together
+AT_ONCE = 2  # chunks of programs
+POOL = 32  # points of a cell that are remembered
 
 
-class Tests(NamedTuple):
-    """parent (T,) in the batch; unit, sign: (T, D) what is known (sign 0: nothing); asked, side:
-    (T,) the switching value and the sign that is looked for."""
+class Parts(NamedTuple):
+    """Parts of cells, each given by some rows of its cell's table.
+
+    parent (N,) in the batch; row, sign (N, R): which rows and their signs, sign 0: none, these come
+    last; size (N,): how many; bases: to start from, (N, 0) in few dimensions.
+    """
 
     parent: np.ndarray
-    unit: np.ndarray
+    row: np.ndarray
     sign: np.ndarray
-    asked: np.ndarray
-    side: np.ndarray
+    size: np.ndarray
+    bases: Bases
+
+    def rows(self, index: Any) -> Parts:
+        return Parts(*(column[index] for column in self[:4]), self.bases.rows(index))
+
+    def of_width(self, width: int) -> Parts:
+        """The same with room for so many rows."""
+        more = ((0, 0), (0, max(0, width - self.row.shape[1])))
+        row, sign = (np.pad(c[:, :width], more) for c in (self.row, self.sign))
+        bases = self.bases.of_width(width) if self.bases.bound.shape[1] else self.bases
+        return Parts(self.parent, row, sign, self.size, bases)
+
+    def cut(self, row: Any, sign: Any) -> Parts:
+        """With one row more each; there is room for it."""
+        rows, signs, at = self.row.copy(), self.sign.copy(), np.arange(len(self.size))
+        rows[at, self.size], signs[at, self.size] = row, sign
+        return Parts(self.parent, rows, signs, self.size + 1, self.bases)
+
+    @staticmethod
+    def joined(parts: list[Parts]) -> Parts:
+        """One after the other; of one width."""
+        columns = [np.concatenate(c) for c in zip(*(p[:4] for p in parts), strict=True)]
+        bases = Bases(*map(np.concatenate, zip(*(p.bases for p in parts), strict=True)))
+        return Parts(*columns, bases)
 
 
 class Answers(NamedTuple):
-    """kind (T,); point (T, k) where FOUND; proof (T,) where REFUTED; margin (T,)."""
+    """kind (T,); point (T, k) where FOUND; proof (T,) where REFUTED; margin (T,); bases."""
 
     kind: np.ndarray
     point: np.ndarray
     proof: np.ndarray
     margin: np.ndarray
+    bases: Bases
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,8 +92,9 @@ class Batch:
     that always hold, and then those of the stage.
 
     slope, value, error, scale: (P, fixed + n, ...). literal: (P, fixed, 3). margin: (P, n) of the
-    tests at the top. known: by cell, proofs that were made in rationals. order, cut: (P, n), (P,)
-    the values that may cut each cell, in the order of branching, and how many.
+    tests at the top. known: by cell, proofs that were made in rationals. whole: the cells.
+    pool (P, J, k): points that were found in each cell. sees (2, P, n): which of them, as bits, are
+    proven to have a switching value positive (negative).
     """
 
     cells: list[Cell]
@@ -75,21 +106,25 @@ class Batch:
     literal: np.ndarray
     margin: np.ndarray
     known: dict[int, list[tuple[frozenset, int]]]
-    programs: dict[int, tuple[np.ndarray, MarginProgram]]
-    order: np.ndarray
-    cut: np.ndarray
+    whole: Parts
+    pool: np.ndarray
+    sees: np.ndarray
 
     @staticmethod
     def of(search: Search, cells: list[Cell], rows: list[Rows]) -> Batch:
         count, k = len(cells), len(cells[0].u)
         fixed, size = max(len(c.value) for c in cells), len(rows[0].value)
-        slope, value = np.zeros((count, fixed + size, k)), np.ones((count, fixed + size))
+        slope, value = np.zeros((count, fixed + size, k)), np.full((count, fixed + size), FAR)
         error, scale = np.zeros(value.shape), np.ones(value.shape)
         literal = np.zeros((count, fixed, 3), np.int64)
+        wide = k > SMALL_DIMENSION
+        bases = Bases.first(count, fixed * wide, k * wide)
         for p, c in enumerate(cells):
             m = len(c.value)
             slope[p, :m], value[p, :m], error[p, :m] = c.slope, c.value, c.error
             scale[p, :m], literal[p, :m] = c.scale, c.literal
+            if wide and c.bases is not None:
+                bases.basic[p, :m], bases.bound[p] = c.bases
         own = slice(fixed, None)
         radius = np.stack([search.radius[c.window] for c in cells])[:, None]
         slopes = np.stack([r.slope for r in rows]) * radius
@@ -101,8 +136,15 @@ class Batch:
         error[:, own] = np.stack([r.error for r in rows]) / length
         scale[:, own] = length
         margin = np.zeros((count, size))
-        none = np.zeros((count, 0), np.int64), np.zeros(count, np.int64)
-        return Batch(cells, fixed, slope, value, error, scale, literal, margin, {}, {}, *none)
+        many = np.array([len(c.value) for c in cells])
+        row = np.tile(np.arange(fixed), (count, 1))
+        sign = (row < many[:, None]).astype(np.int8)
+        if wide and fixed:
+            bases = bases.refreshed(slope[:, :fixed])
+        whole = Parts(np.arange(count), row * sign, sign, many, bases)
+        none = np.zeros((count, 0, k)), np.zeros((2, count, size), np.uint64)
+        tables = slope, value, error, scale, literal, margin
+        return Batch(cells, fixed, *tables, {}, whole, *none)
 
     def side(self, parent: np.ndarray, unit: np.ndarray, point: np.ndarray) -> np.ndarray:
         """The proven sign of switching values at points of cells; 0: not proven."""
@@ -110,64 +152,130 @@ class Batch:
         z = (self.slope[at] * point).sum(axis=-1) + self.value[at]
         return (z > self.error[at]).astype(np.int64) - (z < -self.error[at])
 
-    def rows(self, parent: np.ndarray, unit: np.ndarray, sign: np.ndarray):
-        """slope (T, R, k), value, error, scale (T, R) of cells and signs, R = fixed + D."""
-        own = self.fixed + unit
-        none, parents = sign == 0, parent[:, None]
-        slope = self.slope[parents, own] * sign[..., None]
-        value = np.where(none, 1.0, self.value[parents, own] * sign)
-        error = np.where(none, 0.0, self.error[parents, own])
-        scale = self.scale[parents, own]
-        pairs = ((self.slope, slope), (self.value, value), (self.error, error))
-        pairs = (*pairs, (self.scale, scale))
-        return tuple(np.concatenate([a[parent, : self.fixed], b], axis=1) for a, b in pairs)
+    def remember(self, parent: np.ndarray, point: np.ndarray) -> np.ndarray:
+        """Points that were found in cells; (P,) all those of each, as bits."""
+        count = np.bincount(parent, minlength=len(self.cells))
+        order = np.argsort(parent, kind="stable")
+        place = np.arange(len(parent)) - np.repeat(np.cumsum(count) - count, count)
+        few = place < POOL
+        parent, point, place = parent[order][few], point[order][few], place[few]
+        shape = len(self.cells), int(count.max(initial=0).clip(max=POOL)), point.shape[1]
+        self.pool = np.zeros(shape)
+        self.pool[parent, place] = point
+        own, bit = slice(self.fixed, None), np.uint64(1) << place.astype(np.uint64)
+        here = np.zeros(len(self.cells), np.uint64)
+        np.bitwise_or.at(here, parent, bit)
+        bits = np.uint64(1) << np.arange(shape[1], dtype=np.uint64)
+        z = np.matmul(self.slope[:, own], self.pool.swapaxes(1, 2)) + self.value[:, own, None]
+        for seen, side in zip(self.sees, (z, -z), strict=True):
+            seen[:] = ((side > self.error[:, own, None]) * bits).sum(axis=2, dtype=np.uint64)
+        return here
 
-    def named(self, parent: np.ndarray, unit: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    def rows(self, parts: Parts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """slope (T, R, k), value, error (T, R)."""
+        at, none = (parts.parent[:, None], parts.row), parts.sign == 0
+        slope = self.slope[at]
+        slope *= parts.sign[..., None]
+        value = np.where(none, FAR, self.value[at] * parts.sign)
+        return slope, value, np.where(none, 0.0, self.error[at])
+
+    def named(self, parts: Parts) -> np.ndarray:
         """(T, R, 3) stage, entry and sign of the same rows; sign 0: none."""
-        stage = np.full(unit.shape, self.cells[0].stage)
-        own = np.stack([stage, unit, sign.astype(np.int64)], axis=-1)
-        return np.concatenate([self.literal[parent], own], axis=1)
+        own = parts.row >= self.fixed
+        before = np.where(own, 0, parts.row)
+        names = np.zeros((*own.shape, 3), np.int64)
+        if self.fixed:
+            names[:] = self.literal[parts.parent[:, None], before]
+        stage = np.full(own.shape, self.cells[0].stage)
+        now = np.stack([stage, parts.row - self.fixed, parts.sign.astype(np.int64)], axis=-1)
+        names = np.where(own[..., None], now, names)
+        names[parts.sign == 0] = 0
+        return names
 
 
-def tested(search: Search, batch: Batch, tests: Tests) -> Answers:
-    """Answers to all tests, each proven; UNSETTLED: neither point nor proof, which is tallied."""
+def tested(search: Search, batch: Batch, tests: Parts) -> Answers:
+    """Whether these parts are empty, each proven; UNSETTLED: neither point nor proof, which is
+    tallied."""
     count, k = len(tests.parent), batch.slope.shape[2]
-    rows = batch.fixed + tests.unit.shape[1] + 1
+    bases = Bases(*(column.copy() for column in tests.bases))
     out = Answers(
-        np.full(count, UNSETTLED), np.zeros((count, k)), np.full(count, -1), np.zeros(count)
+        np.full(count, UNSETTLED), np.zeros((count, k)), np.full(count, -1), np.zeros(count), bases
     )
-    step = max(1, _ENTRIES // (rows * k))
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        _tested(search, batch, Tests(*(t[part] for t in tests)), Answers(*(o[part] for o in out)))
+    search.programs += count
+    chunks = _chunks(tests.size, k)
+    parts = [tests.rows(chunk).of_width(int(tests.size[chunk[0]])) for chunk in chunks]
+    if len(chunks) > 1 and AT_ONCE > 1:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = list(pool.map(partial(_proposed, batch), parts))
+    else:
+        found = [_proposed(batch, part) for part in parts]
+    for chunk, part, (kind, margins, bases) in zip(chunks, parts, found, strict=True):
+        out.kind[chunk], out.margin[chunk] = kind, margins.margin
+        out.point[chunk] = margins.point
+        if bases.bound.shape[1]:
+            wide = bases.of_width(tests.row.shape[1])
+            for old, new in zip(out.bases, wide, strict=True):
+                old[chunk] = new
+        refuted = kind == REFUTED
+        if search.recorder is not None and refuted.any():
+            out.proof[chunk[refuted]] = _recorded(
+                search, batch, part.rows(refuted), margins.weight[refuted]
+            )
+    for i in np.flatnonzero(out.kind == UNSETTLED).tolist():
+        _settle(search, batch, tests, i, out)
     return out
 
 
-def _tested(search: Search, batch: Batch, tests: Tests, out: Answers) -> None:
-    unit = np.concatenate([tests.unit, tests.asked[:, None]], axis=1)
-    sign = np.concatenate([tests.sign, tests.side[:, None]], axis=1)
-    slope, value, error, scale = batch.rows(tests.parent, unit, sign)
-    search.programs += len(tests.parent)
+def _chunks(size: np.ndarray, k: int) -> list[np.ndarray]:
+    """Tests that are solved together, those with many rows first."""
+    order, chunks, start = np.argsort(-size, kind="stable"), [], 0
+    while start < len(order):
+        step = max(1, _ENTRIES // (int(size[order[start]]) * k))
+        chunks.append(order[start : start + step])
+        start += step
+    return chunks
+
+
+def _proposed(batch: Batch, part: Parts) -> tuple[np.ndarray, Margins, Bases]:
+    """What is proven of some tests in floats, by which points or multipliers; bases."""
+    slope, value, error = batch.rows(part)
     if slope.shape[2] <= SMALL_DIMENSION:
         found = solve_margins(slope, value)
-    else:
-        found = _one_by_one(batch, tests.parent, unit, sign)
-    out.margin[:], out.point[:] = found.margin, found.point
+        return _proven(slope, value, error, found), found, part.bases
+    found, bases = solve_wide(slope, value, part.bases)
+    _draw_in(slope, value, found.point)
+    kind = _proven(slope, value, error, found)
+    for i in np.flatnonzero(kind == UNSETTLED).tolist():  # HiGHS, before rationals
+        answer = MarginProgram(slope[i], value[i]).solve(list(range(slope.shape[1])))
+        if answer is not None:
+            for column, own in zip(found, (*answer, True), strict=True):
+                column[i] = own
+            one = slice(i, i + 1)
+            _draw_in(slope[one], value[one], found.point[one])
+            kind[one] = _proven(
+                slope[one], value[one], error[one], Margins(*(c[one] for c in found))
+            )
+    return kind, found, bases
+
+
+def _proven(slope, value, error, found: Margins) -> np.ndarray:
+    """FOUND where the point, REFUTED where the multipliers are proofs."""
     good = found.solved & (found.margin > 0) & inside(slope, value, error, found.point)
-    out.kind[good] = FOUND
     weight = found.weight
     highest = (weight * (value + 2 * error)).sum(axis=1)
     highest += np.abs(np.matmul(weight[:, None], slope)[:, 0]).sum(axis=1)
     refuted = found.solved & (found.margin <= 0) & (highest <= 0) & (weight > 0).any(axis=1)
-    out.kind[refuted] = REFUTED
-    if search.recorder is not None and refuted.any():
-        names = batch.named(tests.parent[refuted], unit[refuted], sign[refuted])
-        owner, row = np.nonzero(weight[refuted] > 0)
-        original = weight[refuted][owner, row] / scale[refuted][owner, row]
-        count = np.bincount(owner, minlength=int(refuted.sum()))
-        out.proof[refuted] = search.recorder.add_clauses(count, names[owner, row], original)
-    for i in np.flatnonzero(~(good | refuted)).tolist():
-        _settle(search, batch, int(tests.parent[i]), unit[i], sign[i], i, out)
+    return np.where(good, FOUND, np.where(refuted, REFUTED, UNSETTLED))
+
+
+def _recorded(search: Search, batch: Batch, part: Parts, weight: np.ndarray) -> np.ndarray:
+    """The numbers of new proofs, their multipliers those of the rows as they were."""
+    assert search.recorder is not None
+    owner, place = np.nonzero(weight > 0)
+    scale = batch.scale[part.parent[owner], part.row[owner, place]]
+    count = np.bincount(owner, minlength=len(weight))
+    names = batch.named(part)[owner, place]
+    return search.recorder.add_clauses(count, names, weight[owner, place] / scale)
 
 
 def inside(slope, value, error, point) -> np.ndarray:
@@ -186,69 +294,28 @@ def centred(slope, value, error, point) -> np.ndarray:
     return np.where(better[:, None], found.point, point)
 
 
-def _one_by_one(batch: Batch, parent, unit, sign) -> Margins:
-    """The same margins from HiGHS, warm from one test to the next of a cell."""
-    count, rows, k = len(parent), batch.fixed + unit.shape[1], batch.slope.shape[2]
-    out = Margins(
-        np.zeros(count), np.zeros((count, k)), np.zeros((count, rows)), np.zeros(count, bool)
-    )
-    for i in np.argsort(parent, kind="stable").tolist():
-        p = int(parent[i])
-        real = np.flatnonzero(sign[i])
-        units, program = _program(batch, p)
-        cell = batch.cells[p]
-        literal = len(cell.value) + 2 * np.searchsorted(units, unit[i][real]) + (sign[i][real] < 0)
-        active = [*range(len(cell.value)), *literal.tolist()]
-        answer = program.solve(active)
-        if answer is not None:
-            out.solved[i], out.margin[i] = True, answer.margin
-            out.point[i] = _drawn_in(program, active, answer.point)
-            out.weight[i, : len(cell.value)] = answer.weight[: len(cell.value)]
-            out.weight[i, batch.fixed + real] = answer.weight[literal]
-    return out
-
-
-def _program(batch: Batch, p: int) -> tuple[np.ndarray, MarginProgram]:
-    """The rows that bound a cell, and both sides of those that may cut it."""
-    if p in batch.programs:
-        return batch.programs[p]
-    if len(batch.programs) >= PROGRAMS:
-        batch.programs.clear()
-    units = np.sort(batch.order[p, : batch.cut[p]])
-    m = len(batch.cells[p].value)
-    rows = []
-    for table in (batch.slope[p], batch.value[p]):
-        own = table[batch.fixed + units]
-        rows.append(
-            np.concatenate([table[:m], np.stack([own, -own], 1).reshape(-1, *own.shape[1:])])
-        )
-    batch.programs[p] = units, MarginProgram(*rows)
-    return batch.programs[p]
-
-
-def _drawn_in(program: MarginProgram, active: list[int], point: np.ndarray) -> np.ndarray:
-    """The point, moved towards the window's centre by half of what the margins allow."""
-    along = program.slope[active] @ point
-    slack = (along + program.value[active]).min()
-    return point * (1 - min(0.5, max(slack, 0.0) / (2 * np.abs(along).max() + _TINY)))
+def _draw_in(slope: np.ndarray, value: np.ndarray, point: np.ndarray) -> None:
+    """Moves points off the faces of the box, towards its centre, by half of what the rows allow."""
+    along = np.matmul(slope, point[..., None])[..., 0]
+    slack = np.maximum((along + value).min(axis=1), 0.0)
+    point *= 1 - np.minimum(0.5, slack / (2 * np.abs(along).max(axis=1) + _TINY))[:, None]
 
 
 # In rationals ------------------------------------------------------------------------------------
 
 
-def _settle(
-    search: Search, batch: Batch, p: int, unit: np.ndarray, sign: np.ndarray, i: int, out: Answers
-) -> None:
+def _settle(search: Search, batch: Batch, tests: Parts, i: int, out: Answers) -> None:
     """One test, exactly: by a proof that is known for the cell, else by a new decision."""
+    p = int(tests.parent[i])
     cell = batch.cells[p]
-    mine = {(u, s) for u, s in zip(unit.tolist(), sign.tolist(), strict=True) if s}
+    named = batch.named(tests.rows(slice(i, i + 1)))[0, : tests.size[i]]
+    names = [tuple(row) for row in named.tolist()]
+    mine = {(e, s) for stage, e, s in names if stage == cell.stage}
     for needs, number in batch.known.get(p, ()):
         if needs <= mine:
             out.kind[i], out.proof[i] = REFUTED, number
             return
     search.settled_exactly += 1
-    names = [tuple(row) for row in cell.literal.tolist()]
-    names += [(cell.stage, u, s) for u, s in zip(unit.tolist(), sign.tolist(), strict=True) if s]
     slope, value = zip(*(_exact_row(search, cell, *name) for name in names), strict=True)
     slope, value = np.stack(slope), np.array(value, object)
     radius = search.radius[cell.window]

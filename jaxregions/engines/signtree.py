@@ -18,30 +18,33 @@ import numpy as np
 
 from jaxregions.engines.certificates import ABOVE, ALONE, BELOW, LEAF, OPEN, SPLIT, ZERO
 from jaxregions.engines.search import Cell, Search, settled_rows
-from jaxregions.engines.sides import FOUND, UNSETTLED, Batch, Tests, centred, exact_steps, tested
+from jaxregions.engines.sides import FOUND, UNSETTLED, Batch, Parts, centred, exact_steps, tested
 
 __all__ = ["children"]
 
-_NODES = 1 << 14  # processed together, of few dimensions
+_NODES = 1 << 14  # processed together
+_ENTRIES = 1 << 22  # numbers in their rows and bases
 
 
 class Nodes(NamedTuple):
-    """level: how many values have been looked at. Per node (N,): parent, point (N, k); unit, sign:
-    (N, D) the signs it was split by, sign 0: none; size: how many; weight: of a sample. step,
-    branch: where its next step in the certificate is linked."""
+    """level: how many values have been looked at. Per node (N,): part of a cell, by the signs it
+    was split by; point (N, k) in it; known: its cell's remembered points that lie in it, as bits;
+    weight: of a sample. step, branch: where its next step in the certificate is linked."""
 
     level: int
-    parent: np.ndarray
+    part: Parts
     point: np.ndarray
-    unit: np.ndarray
-    sign: np.ndarray
-    size: np.ndarray
+    known: np.ndarray
     weight: np.ndarray
     step: np.ndarray
     branch: np.ndarray
 
+    @property
+    def parent(self) -> np.ndarray:
+        return self.part.parent
+
     def rows(self, index) -> Nodes:
-        return Nodes(self.level, *(column[index] for column in self[1:]))
+        return Nodes(self.level, self.part.rows(index), *(column[index] for column in self[2:]))
 
 
 def children(search: Search, cells: list[Cell]) -> Iterator[list[Cell]]:
@@ -57,7 +60,8 @@ def children(search: Search, cells: list[Cell]) -> Iterator[list[Cell]]:
         nodes = nodes.rows(search.going[window[nodes.parent]])
         if not len(nodes.parent):
             continue
-        if len(nodes.parent) > (_NODES if nodes.point.shape[1] <= 12 else _NODES >> 4):
+        rows, k = nodes.part.row.shape[1] + 1, nodes.point.shape[1]
+        if len(nodes.parent) > max(1, min(_NODES, _ENTRIES // (rows * (rows + k)))):
             middle = len(nodes.parent) // 2
             stack += [nodes.rows(slice(middle, None)), nodes.rows(slice(middle))]
             continue
@@ -93,26 +97,26 @@ def _begin(search: Search, cells: list[Cell], window: np.ndarray):
     for mask, name in decided:
         kind[mask] = name
     parent, unit = np.nonzero(kind == SPLIT)
-    batch.order, batch.cut = np.argsort(kind != SPLIT, axis=1), (kind == SPLIT).sum(axis=1)
-    none = np.zeros((len(parent), 0), np.int64)
+    whole = batch.whole.of_width(batch.fixed + 1)
     side = batch.side(parent, unit, point[parent])
-    for sign in (1, -1):
+    found = [(parent[:0], point[:0])]
+    # Random descents leave most cells after a few nodes: there each node asks for itself.
+    batch.margin[:] = reach - np.abs(value)
+    for sign in (1, -1) if search.sample is None else ():
         ask = np.flatnonzero(side != sign)
         if sign == -1:  # a value whose sign at the witness is not known is asked twice
             ask = ask[(side[ask] != 0) | (kind[parent[ask], unit[ask]] == SPLIT)]
-        tests = Tests(parent[ask], none[ask], none[ask], unit[ask], np.full(len(ask), sign))
+        tests = whole.rows(parent[ask]).cut(batch.fixed + unit[ask], sign)
         answer = tested(search, batch, tests)
         out = answer.kind != FOUND
+        found.append((parent[ask[~out]], answer.point[~out]))
         at = parent[ask[out]], unit[ask[out]]
         kind[at] = np.where(answer.kind[out] == UNSETTLED, OPEN, BELOW if sign > 0 else ABOVE)
         proof[at] = answer.proof[out]
         batch.margin[parent[ask], unit[ask]] = answer.margin
-    batch.programs.clear()  # fewer rows from here on
     search.saw(stage, window, kind)
-    batch.order = order = np.argsort(
-        np.where(kind == SPLIT, batch.margin, np.inf), axis=1, kind="stable"
-    )
-    batch.cut = cut = (kind == SPLIT).sum(axis=1)
+    order = np.argsort(np.where(kind == SPLIT, batch.margin, np.inf), axis=1, kind="stable")
+    cut = (kind == SPLIT).sum(axis=1)
     step = branch = np.full(count, -1)
     if search.recorder is not None:
         numbers = np.array([c.number for c in cells])
@@ -121,17 +125,9 @@ def _begin(search: Search, cells: list[Cell], window: np.ndarray):
             numbers, owner, kind[owner, entry], entry, proof[owner, entry]
         )
         step, branch = links
-    nodes = Nodes(
-        0,
-        np.arange(count),
-        point,
-        np.zeros((count, 0), np.int64),
-        np.zeros((count, 0), np.int8),
-        np.zeros(count, np.int64),
-        np.array([c.weight for c in cells]),
-        step,
-        branch,
-    )
+    known = batch.remember(*map(np.concatenate, zip(*found, strict=True)))
+    weight = np.array([c.weight for c in cells])
+    nodes = Nodes(0, whole, point, known, weight, step, branch)
     return batch, order, cut, nodes
 
 
@@ -140,15 +136,19 @@ def _split(search: Search, batch: Batch, window, order, nodes: Nodes) -> Nodes:
     count = len(nodes.parent)
     unit = order[nodes.parent, nodes.level]
     side = batch.side(nodes.parent, unit, nodes.point)
-    node = np.concatenate([np.flatnonzero(side <= 0), np.flatnonzero(side >= 0)])
-    sign = np.repeat([1, -1], [(side <= 0).sum(), (side >= 0).sum()])
-    tests = Tests(nodes.parent[node], nodes.unit[node], nodes.sign[node], unit[node], sign)
-    answer = tested(search, batch, tests)
     has = np.stack([side > 0, side < 0])
     point = np.stack([nodes.point, nodes.point])
+    known = nodes.known & batch.sees[:, nodes.parent, unit]
+    for minus in range(2):
+        own = np.flatnonzero(~has[minus] & (known[minus] != 0))
+        first = np.log2(known[minus, own] & -known[minus, own]).astype(np.int64)
+        point[minus, own], has[minus, own] = batch.pool[nodes.parent[own], first], True
+    minus, node = np.nonzero(~has)
+    sign = 1 - 2 * minus
+    part = nodes.part.of_width(int(nodes.part.size.max()) + 1)
+    answer = tested(search, batch, part.rows(node).cut(batch.fixed + unit[node], sign))
     proof = np.full(count, ALONE)
     won, lost = answer.kind == FOUND, answer.kind != FOUND
-    minus = (sign < 0).astype(np.int64)
     has[minus[won], node[won]] = True
     point[minus[won], node[won]] = answer.point[won]
     proof[node[lost]] = answer.proof[lost]
@@ -164,31 +164,23 @@ def _split(search: Search, batch: Batch, window, order, nodes: Nodes) -> Nodes:
     search.saw_some(stage, here, unit, kind)
     if search.sample is None:
         search.split(stage, here[both])
-    columns: list[np.ndarray] = [nodes.unit, nodes.sign]
-    if both.any() and nodes.size[both].max() == nodes.unit.shape[1]:
-        columns = [np.pad(c, ((0, 0), (0, 1))) for c in columns]
-    parts = []
-    for minus in range(2):
-        present = np.asarray(has[minus])
-        own = np.flatnonzero(present | (~both & ~has.any(axis=0) & (minus == 0)))
-        units, signs, size = columns[0][own], columns[1][own], nodes.size[own].copy()
-        cut = np.flatnonzero(both[own])
-        units[cut, size[cut]], signs[cut, size[cut]] = unit[own[cut]], -1 if minus else 1
-        size[cut] += 1
-        link = np.where(both[own], minus, branch[own])
-        parts.append(
-            (
-                nodes.parent[own],
-                point[minus, own],
-                units,
-                signs,
-                size,
-                nodes.weight[own],
-                step[own],
-                link,
-            )
-        )
-    return Nodes(nodes.level + 1, *map(np.concatenate, zip(*parts, strict=True)))
+    point[0, ~has[0]] = point[1, ~has[0]]
+    parts, columns = [], []
+    for branch_sign, own in ((1, both), (-1, both), (0, ~both)):
+        new, mine = part.rows(own), point[int(branch_sign < 0), own]
+        link = branch[own]
+        if branch_sign:
+            new = new.cut(batch.fixed + unit[own], branch_sign)
+            link = np.full(len(link), int(branch_sign < 0))
+            found = won & both[node] & (sign == branch_sign)
+            at = np.cumsum(own)[node[found]] - 1
+            for old, better in zip(new.bases, answer.bases.rows(found), strict=True):
+                old[at] = better
+        parts.append(new)
+        seen = known[int(branch_sign < 0), own] if branch_sign else nodes.known[own]
+        columns.append((mine, seen, nodes.weight[own], step[own], link))
+    joined = map(np.concatenate, zip(*columns, strict=True))
+    return Nodes(nodes.level + 1, Parts.joined(parts), *joined)
 
 
 def _leaves(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
@@ -206,13 +198,14 @@ def _leaves(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
         if search.sample is not None:
             np.add.at(search.sample.leaves, window, nodes.weight)
         return []
-    slope, value, error, scale = batch.rows(nodes.parent, nodes.unit, nodes.sign)
+    slope, value, error = batch.rows(nodes.part)
+    scale = batch.scale[nodes.parent[:, None], nodes.part.row]
     point = centred(slope, value, error, nodes.point)
     u, step = _steps(slope, value, error, point, radius)
-    literal = batch.named(nodes.parent, nodes.unit, nodes.sign)
-    real = literal[..., 2] != 0
+    literal = batch.named(nodes.part)
+    size, bases = nodes.part.size.tolist(), nodes.part.bases
     for i in np.flatnonzero((step == 0).any(axis=1)).tolist():
-        step[i] = exact_steps(search, batch.cells[nodes.parent[i]], literal[i][real[i]], u[i])
+        step[i] = exact_steps(search, batch.cells[nodes.parent[i]], literal[i, : size[i]], u[i])
     thin = (step == 0).any(axis=1)  # floats see no further points of the cell
     if search.recorder is not None:
         numbers = np.array([c.number for c in batch.cells])[nodes.parent]
@@ -230,14 +223,15 @@ def _leaves(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
             batch.cells[nodes.parent[i]],
             u[i],
             step[i],
-            literal[i][keep],
-            slope[i][keep],
-            value[i][keep],
-            error[i][keep],
-            scale[i][keep],
+            literal[i, :m],
+            slope[i, :m],
+            value[i, :m],
+            error[i, :m],
+            scale[i, :m],
             float(nodes.weight[i]),
+            (bases.basic[i, :m], bases.bound[i]),
         )
-        for i, keep in enumerate(real)
+        for i, m in enumerate(size)
         if not thin[i]
     ]
 
