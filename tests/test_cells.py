@@ -18,6 +18,7 @@ from jaxregions.engines.contests import merged_regions
 from jaxregions.engines.estimates import estimate_cells, interval, leaf_weights
 from jaxregions.engines.farkas import decide
 from jaxregions.engines.frontier import Limits, Status
+from jaxregions.engines.longsteps import Bases, solve_wide
 from jaxregions.engines.margins import solve_margins
 
 UNLIMITED = Limits(None, np.inf)
@@ -230,18 +231,32 @@ def test_a_function_without_stages_is_one_region():
 # Solvers -----------------------------------------------------------------------------------------
 
 
-def test_linear_programs_one_by_one_give_the_same_cells(monkeypatch):
+def test_bases_of_a_variable_a_row_give_the_same_cells(monkeypatch):
     monkeypatch.setattr(sides, "SMALL_DIMENSION", 0)
-    assert counted(RECIPE, box(3, 1.0)).regions[0] == REGIONS
+    found = counted(RECIPE, box(3, 1.0), certificate=True)
+    assert found.regions[0] == REGIONS
+    assert found.certified.all()
+    assert found.settled_exactly == 0
+    assert jr.verify(traced(RECIPE), box(3, 1.0), found.certificate) is True
 
 
-def test_without_a_warm_solver(monkeypatch):
+@pytest.mark.parametrize("backend", ["highs", pytest.param("linprog", marks=pytest.mark.slow)])
+def test_what_the_arrays_give_up_goes_to_highs(monkeypatch, backend):
+    def lost(slope, value, start):
+        count, rows, k = slope.shape
+        zeros = np.zeros((count, k)), np.zeros((count, rows)), np.zeros(count, bool)
+        return sides.Margins(np.zeros(count), *zeros), start
+
     monkeypatch.setattr(sides, "SMALL_DIMENSION", 0)
-    monkeypatch.setattr(programs, "_highs", None)
-    assert programs.backend() == "linprog"
-    assert counted(RECIPE, box(3, 0.1)).certified.all()
+    monkeypatch.setattr(sides, "solve_wide", lost)
+    if backend == "linprog":
+        monkeypatch.setattr(programs, "_highs", None)
+        assert programs.backend() == "linprog"
+    found = counted(RECIPE, box(3, 0.1))
     monkeypatch.undo()
-    assert counted(RECIPE, box(3, 0.1)).certified.all()
+    assert found.regions.tolist() == counted(RECIPE, box(3, 0.1)).regions.tolist()
+    assert found.certified.all()
+    assert found.settled_exactly == 0
 
 
 def test_without_any_linear_program_rationals_decide(monkeypatch):
@@ -293,6 +308,35 @@ def test_margins_of_arrays_are_those_of_highs():
             assert (a @ v + b > 0).all()
         else:
             assert y @ b + np.abs(y @ a).sum() < 0
+
+
+@pytest.mark.parametrize(("rows", "k"), [(5, 12), (12, 12), (14, 5)])
+def test_margins_with_long_steps_are_those_of_highs(rows, k):
+    rng = np.random.default_rng(rows)
+    slope = rng.normal(size=(40, rows, k))
+    slope /= np.linalg.norm(slope, axis=2, keepdims=True)
+    value = rng.normal(size=(40, rows)) * 0.25 * np.sqrt(k)
+    cold, bases = solve_wide(slope[:, :-1], value[:, :-1], Bases.first(40, rows - 1, k))
+    found, _ = solve_wide(slope, value, bases.of_width(rows))  # from where they ended, a row more
+    assert cold.solved.all()
+    assert found.solved.all()
+    assert 0 < (found.margin > 0).sum() < 40
+    for a, b, t, v, y in zip(slope, value, found.margin, found.point, found.weight, strict=True):
+        answer = programs.MarginProgram(a, b).solve(list(range(rows)))
+        assert (t > 0) == (answer.margin > 0)
+        if t > 0:
+            assert (a @ v + b).min() >= answer.margin - 1e-9
+        else:
+            assert y @ b + np.abs(y @ a).sum() < 0
+
+
+def test_a_window_in_784_dimensions_costs_what_its_crossing_units_cost():
+    weights = np.random.default_rng(0).normal(size=(6, 784)) / 28
+    layers = [(weights, np.array([0.1, 0.1, 0.1, 9.0, 9.0, 9.0]), "relu")]
+    found = counted(layers, box(784, 0.1))
+    assert found.regions[0] == 8
+    assert found.programs <= 3 + 4
+    assert found.certified.all()
 
 
 # Limits ------------------------------------------------------------------------------------------

@@ -53,7 +53,9 @@ class Parts(NamedTuple):
     bases: Bases
 
     def rows(self, index: Any) -> Parts:
-        return Parts(*(column[index] for column in self[:4]), self.bases.rows(index))
+        parent, row, sign, size, bases = self
+        columns = parent[index], row[index], sign[index], size[index]
+        return Parts(*columns, bases.rows(index))
 
     def of_width(self, width: int) -> Parts:
         """The same with room for so many rows."""
@@ -71,9 +73,9 @@ class Parts(NamedTuple):
     @staticmethod
     def joined(parts: list[Parts]) -> Parts:
         """One after the other; of one width."""
-        columns = [np.concatenate(c) for c in zip(*(p[:4] for p in parts), strict=True)]
+        parent, row, sign, size = map(np.concatenate, zip(*(p[:4] for p in parts), strict=True))
         bases = Bases(*map(np.concatenate, zip(*(p.bases for p in parts), strict=True)))
-        return Parts(*columns, bases)
+        return Parts(parent, row, sign, size, bases)
 
 
 class Answers(NamedTuple):
