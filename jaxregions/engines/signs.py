@@ -13,7 +13,7 @@ from jaxregions.engines.points import Ledger, U, values
 from jaxregions.engines.steps import in_steps, lifted, pinned
 from jaxregions.tracing import bounded_values, compiled, is_slot, prepare
 
-__all__ = ["Signs", "evaluate", "one_bits", "packed", "patterns"]
+__all__ = ["Signs", "evaluate", "one_bits", "packed", "patterns", "rows_patterns", "settled"]
 
 UNDECIDED = 2
 
@@ -50,7 +50,7 @@ def _rows_signs(prepared: Any, x: Any, error: Any, vanishing: Any, stage: int):
     return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error, vanishing)
 
 
-def _rows_patterns(prepared: Any, x: Any, error: Any, stages: int):
+def rows_patterns(prepared: Any, x: Any, error: Any, stages: int):
     def one(point, e):
         return [_sign(*bounded_values(prepared, point, e, s)) for s in range(stages)]
 
@@ -94,12 +94,17 @@ def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:
     net, every = inner.net, inner.vertices
     with jax.enable_x64(True):
         prepared = prepare(net)
-        step = compiled(_rows_patterns, prepared.structure, static=(3,))
+        step = compiled(rows_patterns, prepared.structure, static=(3,))
 
         def rows(x, error):
             return step(prepared, x, error, stages)
 
         found = in_steps(rows, every.size, lambda part: lifted(inner, every, part))
+    return settled(inner, found)
+
+
+def settled(inner: Ledger, found: list[np.ndarray]) -> list[np.ndarray]:
+    """The signs of ``rows_patterns`` per stage, the undecided ones made in rationals."""
     for stage, sign in enumerate(found):
         inner.decisions += sign.size
         for row in np.flatnonzero((sign == UNDECIDED).any(axis=1)).tolist():
