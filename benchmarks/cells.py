@@ -233,7 +233,8 @@ def estimate_row(sizes, seed, radius, population: int, seconds: float = 60.0) ->
     options = {"descents": 64, "population": population, "max_seconds": seconds}
     found = estimate_cells(net, window[0], proven=proven, **options)
     took = time.perf_counter() - start
-    shown = found._asdict() if found else dict.fromkeys(("mean", "low", "high", "descents"), "-")
+    shown: dict[str, Any] = dict.fromkeys(("mean", "low", "high", "descents"), "-")
+    shown |= {} if found is None else found._asdict()
     name = "-".join(map(str, sizes))
     return {"net": name, "radius": radius, "proven": proven, **shown, "seconds": took}
 

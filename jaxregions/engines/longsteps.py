@@ -113,9 +113,12 @@ def _complete(slope: np.ndarray, basic: np.ndarray, inverse: np.ndarray) -> None
 
 def _solve(slope, value, margin, point, weight, solved, out_basic, out_bound, out_inverse) -> None:
     count, rows, k = slope.shape
-    basic, v, inverse = out_basic.copy(), out_bound.astype(np.float64), out_inverse.copy()
+    basic: Any = out_basic.copy()
+    v, inverse = out_bound.astype(np.float64), out_inverse.copy()
     _complete(slope, basic, inverse)
-    at, here, done = np.arange(count), np.arange(count), np.zeros(count, bool)
+    at: Any = np.arange(count)  # programs, and their places among those that are left
+    here: Any = at
+    done: Any = np.zeros(count, bool)
     y, free, slack = np.zeros((count, rows)), np.ones((count, 1)), np.ones((count, rows))
     owner, place = np.nonzero(basic == k)
     y[owner], free[owner] = -inverse[owner, place], 0.0  # free: 1 where t is at its bound
