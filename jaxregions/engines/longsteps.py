@@ -131,7 +131,7 @@ def _solve(slope, value, margin, point, weight, solved, out_basic, out_bound, ou
         x = -np.matmul(inverse, level[:, :, None])[:, :, 0]
         over = np.where(basic < k, np.abs(x) - 1, np.where(basic > k, -x, -1.0))
         size = np.einsum("tij,tij->ti", inverse, inverse)
-        leaves = np.argmax(np.where(over > _SLACK, over * over / size, -1.0), axis=1)
+        leaves: Any = np.argmax(np.where(over > _SLACK, over * over / size, -1.0), axis=1)
         worst = over[here, leaves]
         t = np.where(free[:, 0] > 0, FAR, (x * (basic == k)).sum(axis=1))
         ends = ~done & ((t < -_CLEAR) | ~(worst > _SLACK))
