@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +14,13 @@ from jaxregions._progress import watching
 from jaxregions._records import build, record
 from jaxregions.engines import merging
 from jaxregions.engines.affine import patterns_and_maps, same_maps
+from jaxregions.engines.facets import facets
 from jaxregions.engines.frontier import ENGINES, Limits, Status
+from jaxregions.engines.leaves import leaves, stage_tables, witnesses
 from jaxregions.engines.points import Ledger, corners
+from jaxregions.engines.polytopes import Polytopes, polytopes
 from jaxregions.engines.records import Cells, hits, sign_bits
+from jaxregions.engines.slopes import agreeing_maps
 from jaxregions.regions import prepared
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -39,6 +44,14 @@ class StageTable(NamedTuple):
     cut_unit: np.ndarray
     children: np.ndarray
     parent: np.ndarray
+
+
+class Labels(NamedTuple):
+    """Labels of the cells, and the stages' tables that go with them."""
+
+    region: np.ndarray
+    affine_region: np.ndarray
+    tables: tuple[StageTable, ...]
 
 
 @record
@@ -90,6 +103,7 @@ class Partition:
     tables: tuple[StageTable, ...]
     activation_regions: int
     affine_regions: int
+    certified: bool
     status: Status
     decisions: int
     settled_exactly: int
@@ -122,30 +136,50 @@ def partition(
 
     Source: README, "The mathematics", exact partitions.
     """
-    net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds, most=2)
+    net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds)
     if window.batch_shape != ():
         raise ValueError(f"window: expected one window, received leading axes {window.batch_shape}")
+    with watching(1, progress) as watch:
+        if window.dimension in ENGINES:
+            return _stage_by_stage(net, window, limits, affine, watch)
+        return _cell_by_cell(net, window, limits, affine, watch)
+
+
+Watch = Callable[[int, int], None]
+
+
+def _stage_by_stage(
+    net: CPAFunction, window: Window, limits: Limits, affine: bool, watch: Watch
+) -> Partition:
+    """Dimension 1 and 2: the subdivision is refined."""
     windows = window.reshape(1)
     engine = ENGINES[window.dimension]
     ledger = Ledger(net, windows, corners(windows))
     mesh, tables, status = engine.begin(1), [], Status.COMPLETE
-    with watching(1, progress) as watch:
-        for stage in range(len(net.stages)):
-            status = _stop(limits, mesh.faces)
-            if status != Status.COMPLETE:
-                break
-            new, cuts = engine.refined(ledger, mesh, stage)
-            layer = net.stages[stage]
-            found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
-            unit = layer.unit[cuts.cut_entry]
-            tables.append(
-                StageTable(
-                    mesh.faces, new.faces, found, cuts.cut_cell, unit, cuts.children, new.parent
-                )
-            )
-            mesh = new
-            watch(0, mesh.faces)
-        return _assembled(net, window, ledger, engine.cells(ledger, mesh), tables, status, affine)
+    for stage in range(len(net.stages)):
+        status = _stop(limits, mesh.faces)
+        if status != Status.COMPLETE:
+            break
+        new, cuts = engine.refined(ledger, mesh, stage)
+        layer = net.stages[stage]
+        found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
+        unit = layer.unit[cuts.cut_entry]
+        tables.append(
+            StageTable(mesh.faces, new.faces, found, cuts.cut_cell, unit, cuts.children, new.parent)
+        )
+        mesh = new
+        watch(0, mesh.faces)
+    cells = engine.cells(ledger, mesh)
+    inner = merging.witnesses(ledger, cells)
+    made = patterns_and_maps(inner, len(tables))
+    labels = _labels(net, cells, made[0], tables, status, affine, partial(same_maps, ledger, inner))
+    used, corner = np.unique(cells.corner, return_inverse=True)
+    u = ledger.vertices.u[used]
+    size = _sizes(u, cells.start, corner)
+    shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, size)
+    counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
+    cells = cells._replace(facet=np.searchsorted(used, cells.facet))
+    return _assembled(net, window, cells, shape, made, labels, status, None, True, counted)
 
 
 def _stop(limits: Limits, faces: int) -> Status:
@@ -155,44 +189,84 @@ def _stop(limits: Limits, faces: int) -> Status:
     return Status.MAX_REGIONS if over else Status.COMPLETE
 
 
-def _assembled(
-    net: CPAFunction,
-    window: Window,
-    ledger: Ledger,
-    cells: Cells,
-    tables: list[StageTable],
-    status: Status,
-    affine: bool,
+def _cell_by_cell(
+    net: CPAFunction, window: Window, limits: Limits, affine: bool, watch: Watch
 ) -> Partition:
-    inner = merging.witnesses(ledger, cells)
-    signs, slope, intercept = patterns_and_maps(inner, len(tables))
-    faces, complete = len(cells.window), status == Status.COMPLETE
-    same = np.zeros(len(cells.left), bool)
+    """Dimension 3 and above: the sign tree's leaves, and the facets between them."""
+    windows = window.reshape(1)
+    found = leaves(net, windows, limits=limits, watch=lambda cells: watch(0, cells))
+    search, inner = found.search, witnesses(net, windows, found.levels[-1])
+    status = Status.COMPLETE if search.going[0] else Status.MAX_REGIONS
+    if search.status != Status.COMPLETE:
+        status = search.status
+    made = patterns_and_maps(inner, len(found.parents))
+    between = facets(found, made[0])
+    cells, step = between.cells(found), np.array([c.step for c in found.levels[-1]])
+    tables = [StageTable(*rows) for rows in stage_tables(found, made[0])]
+
+    def agree(_: Cells, same: np.ndarray) -> np.ndarray:
+        return agreeing_maps(inner, step, between, same)
+
+    labels = _labels(net, cells, made[0], tables, status, affine, agree)
+    shape = polytopes(found, made[0])
+    counted = (
+        inner.decisions + search.programs,
+        inner.settled_exactly + search.settled_exactly,
+    )
+    bound = None if status == Status.COMPLETE else int(search.bound[0])
+    certified = not search.unsettled[0]
+    return _assembled(net, window, cells, shape, made, labels, status, bound, certified, counted)
+
+
+def _labels(net, cells, signs, tables, status, affine, agree) -> Labels:
+    """Which cells are one activation and one affine region, as far as that is known.
+
+    agree: (cells, known) -> (G,) whether the maps on both sides of each facet agree.
+    """
+    same, one = np.zeros(len(cells.left), bool), np.full(len(cells.window), -1)
+    complete = status == Status.COMPLETE
     if complete and merging.has_contests(net):
         changes, found = merging.contest_changes(net, cells, signs, 1)
         same = ~changes
         tables = [t._replace(hits=int(h)) for t, h in zip(tables, found[0], strict=True)]
-    region = merging.joined(cells, same)
-    one = np.full(faces, -1)
     if complete and affine:
-        one = merging.joined(cells, same_maps(ledger, inner, cells, same))
+        one = merging.joined(cells, agree(cells, same))
+    return Labels(merging.joined(cells, same), one, tuple(tables))
+
+
+def _assembled(
+    net: CPAFunction,
+    window: Window,
+    cells: Cells,
+    shape: Polytopes,
+    made: tuple[list[np.ndarray], np.ndarray, np.ndarray],
+    labels: Labels,
+    status: Status,
+    bound: int | None,
+    certified: bool,
+    counted: tuple[int, int],
+) -> Partition:
+    signs, slope, intercept = made
+    complete, (region, one, tables) = status == Status.COMPLETE, labels
     if not complete:
         slope, intercept = np.full_like(slope, np.nan), np.full_like(intercept, np.nan)
-    regions = int(region.max()) + 1
+    regions = int(region.max()) + 1 if bound is None else bound
     if not complete and merging.has_contests(net):
         regions = 1
-    used, corner = np.unique(cells.corner, return_inverse=True)
-    u = ledger.vertices.u[used]
+    scale = 1.0
+    if window.basis is not None:
+        basis = np.asarray(window.basis, np.float64)
+        scale = np.sqrt(np.linalg.det(basis.T @ basis))
     return build(
         Partition,
         window=window,
-        vertices=u,
-        vertex_error=ledger.vertices.error[used],
-        start=cells.start,
-        corner=corner,
+        vertices=shape.vertices,
+        vertex_error=shape.error,
+        start=shape.start,
+        corner=shape.corner,
         witness=cells.witness,
         witness_inside=cells.inside,
-        volume=_volumes(window, u, cells.start, corner),
+        volume=shape.size * scale,
         patterns=tuple(signs),
         slope=slope,
         intercept=intercept,
@@ -200,15 +274,16 @@ def _assembled(
         affine_region=one,
         left=cells.left,
         right=cells.right,
-        facet=np.searchsorted(used, cells.facet),
+        facet=cells.facet,
         facet_stage=cells.stage,
         facet_unit=_units(net, cells),
-        tables=tuple(tables),
+        tables=tables,
         activation_regions=regions,
         affine_regions=int(one.max()) + 1 if one[0] >= 0 else -1,
+        certified=certified,
         status=status,
-        decisions=ledger.decisions + inner.decisions,
-        settled_exactly=ledger.settled_exactly + inner.settled_exactly,
+        decisions=counted[0],
+        settled_exactly=counted[1],
     )
 
 
@@ -220,20 +295,15 @@ def _units(net: CPAFunction, cells: Cells) -> np.ndarray:
     return unit
 
 
-def _volumes(window: Window, u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Length or area (shoelace) of every cell, times sqrt det B'B for slices."""
+def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """Length or area (shoelace) of every cell in slice coordinates."""
     if u.shape[1] == 1:
-        size = u[corner[1::2], 0] - u[corner[::2], 0]
-    else:
-        origin = np.repeat(u[corner[start[:-1]]], np.diff(start), axis=0)
-        follow = np.arange(1, len(corner) + 1)
-        follow[start[1:] - 1] = start[:-1]
-        a, b = u[corner] - origin, u[corner[follow]] - origin
-        size = np.add.reduceat(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], start[:-1]) / 2
-    if window.basis is None:
-        return size
-    basis = np.asarray(window.basis, np.float64)
-    return size * np.sqrt(np.linalg.det(basis.T @ basis))
+        return u[corner[1::2], 0] - u[corner[::2], 0]
+    origin = np.repeat(u[corner[start[:-1]]], np.diff(start), axis=0)
+    follow = np.arange(1, len(corner) + 1)
+    follow[start[1:] - 1] = start[:-1]
+    a, b = u[corner] - origin, u[corner[follow]] - origin
+    return np.add.reduceat(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], start[:-1]) / 2
 
 
 def level_set(
