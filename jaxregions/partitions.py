@@ -56,7 +56,7 @@ class Labels(NamedTuple):
 
 @record
 class Partition:
-    """The exact partition of one window of dimension k = 1 or 2, from ``jr.partition``.
+    """The exact partition of one window of dimension k, from ``jr.partition``.
 
     Coordinates are slice coordinates u relative to the window's centre; ``window.points(u)`` are
     the input points (center + u without a basis). F cells, V vertices, G facets, S stages, m
@@ -64,21 +64,25 @@ class Partition:
 
     window: the window.
     vertices: (V, k) float64; vertex_error: (V,) bound on their distance, per coordinate, from the
-      exact ones.
+      exact ones. k >= 3 in a degenerate position: by Qhull, every cell with its own, none where
+      Qhull gives up; the bounds hold if it names the right constraints. k >= 7: none.
     start, corner: (F + 1,), (H,) cell f has the vertices corner[start[f]:start[f + 1]],
-      counter-clockwise.
+      counter-clockwise for k = 2.
     witness: (F, k) a point inside each cell; witness_inside: (F,) whether that is proven for the
       float64 numbers (thinner cells are decided at an exact rational point).
-    volume: (F,) areas (lengths) in input space.
+    volume: (F,) lengths, areas, volumes in input space; NaN for k >= 7 and where Qhull gives up.
     patterns: per stage (F, size) int8, the sign of every switching value on the cell: -1, 1, or 0
       where it vanishes on the whole cell.
     slope, intercept: (F, m, k), (F, m): f = slope u + intercept on the cell, float64.
     region, affine_region: (F,) labels of the activation and the affine region of each cell.
-    left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices.
+    left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices for k = 1
+      and 2, (G, 0) above, where they are those that both cells have in common.
     facet_stage, facet_unit: (G,) a unit that switches there.
     tables: per stage a ``StageTable``.
     activation_regions, affine_regions: the counts; a lower bound and -1 if not COMPLETE.
-    status: why it ended, a ``Status``; otherwise the partition of the stages that were reached.
+    certified: all cells were found, proven. Otherwise (k >= 3, cells too thin for floats) some are
+      missing, the number of activation regions is a lower bound, affine regions are not labelled.
+    status: why it ended, a ``Status``; if not COMPLETE, the cells of the stages that were finished.
     decisions, settled_exactly: float64 decisions, and how many were made again in rationals.
     """
 
@@ -128,8 +132,11 @@ def partition(
 
     Args:
       f, input_shape, max_regions, max_seconds, progress: as in ``count_regions``.
-      window: one window of dimension 1 or 2.
+      window: one window of any dimension k; for k <= 6 with vertices and volumes.
       affine: label affine regions too; otherwise their labels are -1.
+
+    Returns:
+      Partition; Ctrl-C and limits end the search with the stages that are finished.
 
     Raises:
       NotPiecewiseAffineError, ValueError: as ``count_regions``; several windows.
@@ -155,20 +162,22 @@ def _stage_by_stage(
     windows = window.reshape(1)
     engine = ENGINES[window.dimension]
     ledger = Ledger(net, windows, corners(windows))
-    mesh, tables, status = engine.begin(1), [], Status.COMPLETE
-    for stage in range(len(net.stages)):
-        status = _stop(limits, mesh.faces)
-        if status != Status.COMPLETE:
-            break
-        new, cuts = engine.refined(ledger, mesh, stage)
-        layer = net.stages[stage]
-        found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
-        unit = layer.unit[cuts.cut_entry]
-        tables.append(
-            StageTable(mesh.faces, new.faces, found, cuts.cut_cell, unit, cuts.children, new.parent)
-        )
-        mesh = new
-        watch(0, mesh.faces)
+    done: tuple[Any, list[StageTable]] = engine.begin(1), []
+    status = Status.COMPLETE
+    try:
+        for stage, layer in enumerate(net.stages):
+            mesh, tables = done
+            status = _stop(limits, mesh.faces)
+            if status != Status.COMPLETE:
+                break
+            new, cuts = engine.refined(ledger, mesh, stage)
+            found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
+            cut = cuts.cut_cell, layer.unit[cuts.cut_entry], cuts.children
+            done = new, [*tables, StageTable(mesh.faces, new.faces, found, *cut, new.parent)]
+            watch(0, new.faces)
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    mesh, tables = done
     cells = engine.cells(ledger, mesh)
     inner = merging.witnesses(ledger, cells)
     made = patterns_and_maps(inner, len(tables))
@@ -207,14 +216,12 @@ def _cell_by_cell(
     def agree(_: Cells, same: np.ndarray) -> np.ndarray:
         return agreeing_maps(inner, step, between, same)
 
-    labels = _labels(net, cells, made[0], tables, status, affine, agree)
-    shape = polytopes(found, made[0])
-    counted = (
-        inner.decisions + search.programs,
-        inner.settled_exactly + search.settled_exactly,
-    )
-    bound = None if status == Status.COMPLETE else int(search.bound[0])
     certified = not search.unsettled[0]
+    labels = _labels(net, cells, made[0], tables, status, affine and certified, agree)
+    shape = polytopes(found, made[0])
+    exactly = inner.settled_exactly + search.settled_exactly
+    counted = inner.decisions + search.programs, exactly
+    bound = None if status == Status.COMPLETE else int(search.bound[0])
     return _assembled(net, window, cells, shape, made, labels, status, bound, certified, counted)
 
 
@@ -323,10 +330,17 @@ def level_set(
         has none.
 
     Raises:
-      ValueError: an output that does not exist, an incomplete partition.
+      ValueError: an output that does not exist, an incomplete partition, a window of dimension 3
+        and above (take a slice; ``slope`` and ``intercept`` hold the hyperplane of every cell).
 
     Source: README, "The mathematics", exact partitions.
     """
+    if part.window.dimension > 2:
+        raise ValueError(
+            f"part: expected a window of dimension 1 or 2, "
+            f"received {part.window.dimension}; take a "
+            "slice: Window(basis=)"
+        )
     outputs = part.intercept.shape[1]
     for name, value in (("output", output), ("minus", minus)):
         if value is not None and not 0 <= value < outputs:

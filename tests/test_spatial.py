@@ -1,7 +1,5 @@
 """Partitions of windows of any dimension by the sign tree, against planes, fractions, sampling."""
 
-import time
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -11,13 +9,14 @@ import oracles
 import pytest
 from batchnorm_slices import at_centroid
 from scipy.spatial import ConvexHull
-from small_networks import gaussian_layers, integer_layers, integer_windows, network, recipe, traced
+from small_networks import gaussian_layers, integer_layers, integer_windows, recipe, traced
 
 import jaxregions as jr
 from jaxregions import partitions
-from jaxregions.engines import facets, polytopes
+from jaxregions.engines import facets, leaves, polytopes, vertices
 from jaxregions.engines.frontier import Limits, Status
 
+SIZES, HOWS = (3, 4, 3, 1), ("relu", "relu", None)  # one structure is compiled once
 UNLIMITED = Limits(None, np.inf)
 
 
@@ -83,14 +82,13 @@ def generic_windows(seed, count, d):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_generic_plane(seed):
-    assert_like_the_plane(gaussian_layers(seed, (3, 6, 5, 2)), generic_windows(seed, 2, 3))
+    assert_like_the_plane(gaussian_layers(seed, SIZES), generic_windows(seed, 2, 3))
 
 
-@pytest.mark.parametrize("hows", [("relu", "relu", None), ("relu", "hard_tanh", None)])
-def test_a_degenerate_plane(hows):
+def test_a_degenerate_plane():
     """Equal, parallel and dead units, zeros on whole cells, several units on one facet."""
     for seed in range(4):
-        layers = integer_layers(seed, (3, 4, 3, 1), hows)
+        layers = integer_layers(seed, SIZES, HOWS)
         assert_like_the_plane(layers, integer_windows(seed, 2, 3, 2))
 
 
@@ -111,6 +109,7 @@ def test_many_degenerate_planes(hows):
         assert_like_the_plane(layers, integer_windows(seed, 3, 3, 2))
 
 
+@pytest.mark.slow
 def test_a_plane_through_the_centroid_of_a_batch():
     net, windows = at_centroid(7, 6, 2)
     found, planar = spatial(net, windows[0]), jr.partition(net, windows[0])
@@ -153,18 +152,18 @@ def assert_exact(layers, window):
     return part
 
 
-@pytest.mark.parametrize("k", [3, pytest.param(4, marks=pytest.mark.slow)])
-def test_generic_cells_in_fractions(k):
-    layers = gaussian_layers(k, (5, 4, 3, 1))
-    basis = np.random.default_rng(k).normal(size=(5, k))
-    part = assert_exact(layers, jr.Window(np.full(5, 0.1), 0.8, basis))
+@pytest.mark.parametrize("sizes", [SIZES, pytest.param((5, 4, 3, 1), marks=pytest.mark.slow)])
+def test_generic_cells_in_fractions(sizes):
+    d, k = sizes[0], min(sizes[0], 4)
+    layers = gaussian_layers(k, sizes)
+    basis = np.random.default_rng(k).normal(size=(d, k))
+    part = assert_exact(layers, jr.Window(np.full(d, 0.1), 0.8, basis))
     assert len(part.vertices) < len(part.corner) / 2  # shared
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_degenerate_cells_in_fractions(seed):
-    layers = integer_layers(seed, (3, 4, 3, 1), ("relu", "relu", None))
-    assert_exact(layers, jr.Window(np.zeros(3), 1.5))
+    assert_exact(integer_layers(seed, SIZES, HOWS), jr.Window(np.zeros(3), 1.5))
 
 
 @pytest.mark.slow
@@ -179,18 +178,19 @@ def test_many_degenerate_cells_in_fractions(hows):
 # Known numbers, sampling, all engines ------------------------------------------------------------
 
 
+LAYERS = gaussian_layers(7, SIZES)
+CUBE = jr.Window(np.zeros(3), 1.0)
+
+
 @pytest.fixture(scope="module")
 def part():
-    return jr.partition(traced(RECIPE), jr.Window(np.zeros(3), 1.0))
+    return jr.partition(traced(LAYERS), CUBE)
 
 
-RECIPE = recipe((3, 8, 8), 3)
-REGIONS = 646
-
-
-def test_counts_volumes_and_tables_of_a_recipe_network(part):
-    assert (part.activation_regions, part.status, part.certified) == (646, Status.COMPLETE, True)
-    counts = jr.count_regions(traced(RECIPE), jr.Window(np.zeros(3), 1.0))
+def test_counts_volumes_and_tables(part):
+    counts = jr.count_regions(traced(LAYERS), CUBE)
+    assert (part.status, part.certified) == (Status.COMPLETE, True)
+    assert part.activation_regions == counts.activation_regions > 30
     assert [t.regions for t in part.tables] == counts.by_stage.tolist()
     assert [t.hits for t in part.tables] == counts.hits.tolist()
     for table in part.tables:
@@ -206,9 +206,11 @@ def test_samples_lie_in_their_cells_as_often_as_the_volumes_say(part):
     count = 100_000
     points = np.random.default_rng(0).uniform(-1, 1, (count, 3))
     hidden, signs = points, []
-    for weights, bias, _ in RECIPE:
-        z = hidden @ weights.T + bias
-        hidden, signs = np.maximum(z, 0), [*signs, z > 0]
+    for weights, bias, how in LAYERS:
+        hidden = hidden @ weights.T + bias
+        if how:
+            signs.append(hidden > 0)
+            hidden = np.maximum(hidden, 0)
     seen = np.concatenate(signs, axis=1)
     rows = np.concatenate(part.patterns, axis=1) > 0
     place = {row.tobytes(): i for i, row in enumerate(rows)}
@@ -232,8 +234,8 @@ def test_a_point_just_across_a_facet_has_the_neighbours_signs(part):
         )
         assert len(both) >= 3
         middle = part.vertices[both].mean(axis=0)
-        h = np.maximum(RECIPE[0][0] @ middle + RECIPE[0][1], 0)
-        z = (RECIPE[0][0] @ middle + RECIPE[0][1], RECIPE[1][0] @ h + RECIPE[1][1])
+        (w, b, _), (v, c, _) = LAYERS[:2]
+        z = w @ middle + b, v @ np.maximum(w @ middle + b, 0) + c
         assert abs(z[stage][unit]) < 1e-9
         assert np.flatnonzero(signs[left] != signs[right]).tolist() == [first[stage] + unit]
 
@@ -278,11 +280,11 @@ def assert_all_engines_agree(layers, k, seed, basis=None):
     assert part.volume.sum() == pytest.approx(total, rel=1e-9)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("k", [1, 2, 3])
 def test_all_engines_agree(k):
-    assert_all_engines_agree(gaussian_layers(k, (4, 5, 4, 2)), k, k)
-    basis = np.eye(4)[:, :k]
-    assert_all_engines_agree(integer_layers(k, (4, 4, 3, 1), ("relu", "relu", None)), k, k, basis)
+    for seed in range(3):
+        assert_all_engines_agree(gaussian_layers(seed, SIZES), k, seed)
+        assert_all_engines_agree(integer_layers(seed, SIZES, HOWS), k, seed, np.eye(3)[:, :k])
 
 
 @pytest.mark.slow
@@ -294,3 +296,159 @@ def test_all_engines_agree_on_hundreds_of_networks(k):
     for seed in range(30):
         layers = integer_layers(seed, (5, 4, 3, 1), ("relu", "leaky", None))
         assert_all_engines_agree(layers, k, seed, np.eye(5)[:, :k])
+
+
+# What is special ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["_holds", "_solved"])
+def test_without_floats_rationals_find_the_facets(part, monkeypatch, name):
+    def nothing(table, *_):
+        none = np.zeros(len(table.plane), bool)
+        return none if name == "_holds" else (none, none)
+
+    monkeypatch.setattr(facets, name, nothing)
+    if name == "_holds":
+        monkeypatch.setattr(facets, "_solved", lambda t: (t.plane < 0, t.plane < 0))
+    again = jr.partition(traced(LAYERS), CUBE)
+    assert neighbours(again) == neighbours(part)
+    assert name == "_solved" or again.settled_exactly > part.settled_exactly
+
+
+def test_without_segments_programs_find_the_facets(part, monkeypatch):
+    holds, calls = facets._holds, []
+
+    def every_other(table, point):
+        calls.append(len(point))
+        return holds(table, point) & (len(calls) % 2 == 0)
+
+    monkeypatch.setattr(facets, "_holds", every_other)
+    again = jr.partition(traced(LAYERS), CUBE)
+    assert neighbours(again) == neighbours(part)
+    monkeypatch.setattr(facets, "SMALL_DIMENSION", 0)
+    again = jr.partition(traced(LAYERS), CUBE)
+    assert neighbours(again) == neighbours(part)
+    assert again.settled_exactly == part.settled_exactly
+
+
+def test_cells_by_qhull_are_those_of_the_vertices(part, monkeypatch):
+    monkeypatch.setattr(polytopes, "subdivision", degenerate)
+    alone = jr.partition(traced(LAYERS), CUBE)
+    chex.assert_trees_all_close(alone.volume, part.volume, rtol=1e-9)
+    assert len(alone.vertices) == len(alone.corner) == len(part.corner)
+    assert alone.vertex_error.max() < 1e-9
+
+
+def degenerate(net, windows):
+    """``subdivision`` of windows that it does not order."""
+    ledger, skeleton, counts = vertices.subdivision(net, windows)
+    counts.status[:] = Status.DEGENERATE
+    return ledger, skeleton, counts
+
+
+def test_the_corner_where_all_hyperplanes_of_batchnorm_meet():
+    net, windows = at_centroid(7, 6, 3)
+    part = jr.partition(net, windows[0])
+    assert part.activation_regions == 2 * (1 + 6 + 15)
+    assert part.volume.sum() == pytest.approx(np.exp(windows[0].log_volume()), rel=1e-12)
+    times = np.bincount(part.corner)
+    assert times.max() == part.activation_regions  # all cells share the centroid
+
+
+def test_maxima_are_one_region_per_maximiser():
+    part = jr.partition(jnp.max, jr.Window(np.zeros(4), 1.0))
+    assert part.activation_regions == part.affine_regions == 4 < len(part.witness)
+    assert jr.count_regions(jnp.max, jr.Window(np.zeros(4), 1.0), affine=True).affine_regions == 4
+    chex.assert_trees_all_close(np.bincount(part.region, part.volume), np.full(4, 4.0))
+    winner = part.witness.argmax(axis=1)
+    assert len({*zip(winner.tolist(), part.region.tolist(), strict=True)}) == 4
+
+
+def test_cells_with_one_affine_map_are_one_affine_region():
+    def f(x):  # relu(x) - relu(-x) = x
+        return jax.nn.relu(x[0]) - jax.nn.relu(-x[0]) + jax.nn.relu(x[1] + x[2])
+
+    part = jr.partition(f, CUBE)
+    assert (part.activation_regions, part.affine_regions) == (4, 2)
+    assert jr.count_regions(f, CUBE, affine=True).affine_regions == 2
+
+
+def test_above_six_dimensions_there_are_no_vertices():
+    kernel = np.random.default_rng(2).normal(size=(9, 5))
+    part = jr.partition(lambda x: jax.nn.relu(x @ kernel + 0.1), jr.Window(np.zeros(9), 1.0))
+    assert part.activation_regions == part.affine_regions == 2**5
+    assert len(part.left) == 5 * 2**4  # the edges of a cube
+    assert part.vertices.shape == (0, 9)
+    assert np.isnan(part.volume).all()
+
+
+def test_an_affine_function_has_one_cell():
+    part = jr.partition(lambda x: 2 * x, CUBE)
+    assert part.activation_regions == part.affine_regions == len(part.volume) == 1
+    assert part.volume[0] == pytest.approx(8.0)
+    assert len(part.left) == 0
+
+
+# Limits ------------------------------------------------------------------------------------------
+
+
+def test_a_region_limit_leaves_the_stages_that_were_finished(part):
+    first = part.tables[0].regions
+    some = jr.partition(traced(LAYERS), CUBE, max_regions=first)
+    assert some.status == Status.MAX_REGIONS
+    assert len(some.tables) == len(some.patterns) == 1
+    assert len(some.witness) == first < some.activation_regions <= part.activation_regions
+    assert (some.affine_regions, np.isnan(some.slope).all()) == (-1, True)
+    assert some.volume.sum() == pytest.approx(8.0)
+    counts = jr.count_regions(traced(LAYERS), CUBE, affine=True, max_regions=first)
+    assert (counts.status, counts.affine_regions) == (Status.MAX_REGIONS, -1)
+    assert first < counts.activation_regions <= part.activation_regions
+
+
+def test_an_interrupt_leaves_what_was_finished(part, monkeypatch):
+    cut, stages = leaves.cut, []
+
+    def interrupted(search, frame, batch):
+        stages.append(batch[0].stage)
+        if stages[-1] == 1:
+            raise KeyboardInterrupt
+        return cut(search, frame, batch)
+
+    monkeypatch.setattr(leaves, "cut", interrupted)
+    some = jr.partition(traced(LAYERS), CUBE)
+    assert (some.status, len(some.tables)) == (Status.INTERRUPTED, 1)
+    assert some.activation_regions == part.tables[0].regions
+    windows = jr.Window(np.zeros((3, 3)), 1.0)
+    counts = jr.count_regions(traced(LAYERS), windows, affine=True)
+    assert counts.status.tolist() == [Status.INTERRUPTED] * 3
+    assert counts.activation_regions.tolist() == [part.tables[0].regions, 1, 1]
+
+
+def test_no_time_leaves_the_window():
+    some = jr.partition(traced(LAYERS), CUBE, max_seconds=1e-9)
+    assert (some.status, some.tables, len(some.witness)) == (Status.MAX_SECONDS, (), 1)
+
+
+def test_a_cell_without_a_float_in_it_is_not_passed_over_in_silence():
+    third = 1.0 / 3  # rounded down: no float64 lies between it and 1/3
+    weights = np.array([[1.0, 0, 0], [3.0, 0, 0]])
+    layers = [(weights, np.array([-third, -1.0]), "relu")]
+    part = jr.partition(traced(layers), CUBE)
+    assert (part.certified, part.activation_regions, part.affine_regions) == (False, 2, -1)
+    counts = jr.count_regions(traced(layers), CUBE, affine=True)
+    assert (counts.certified, counts.affine_regions) == (False, -1)
+
+
+def test_many_windows_are_what_each_is_alone():
+    windows = jr.Window(np.random.default_rng(0).normal(size=(6, 3)) / 2, 0.5)
+    net = traced(LAYERS)
+    together = jr.count_regions(net, windows, affine=True)
+    alone = [jr.partition(net, windows[i]).affine_regions for i in range(6)]
+    assert together.affine_regions.tolist() == alone
+
+
+def test_what_needs_a_plane_says_so(part):
+    with pytest.raises(ValueError, match="dimension 1 or 2, received 3; take a slice"):
+        jr.level_set(part)
+    with pytest.raises(ValueError, match="dimension 1 or 2, received 3; take a slice"):
+        part.plot()

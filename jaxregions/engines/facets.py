@@ -67,7 +67,7 @@ class Facets(NamedTuple):
         )
 
 
-class Rows(NamedTuple):
+class Bounds(NamedTuple):
     """The rows that bound the last cells, cell after cell.
 
     owner, place: (R,) whose and which of its rows. literal: (R, 3). column: (R,) its switching
@@ -121,7 +121,7 @@ def _steepest(cell: Cell, row: int) -> int:
     return axis if size[axis] > cell.error[row] else -1
 
 
-def _rows(found: Leaves) -> Rows:
+def _rows(found: Leaves) -> Bounds:
     search, cells = found.search, found.levels[-1]
     first = np.cumsum([0, *(s.size for s in search.net.stages)])
     owner, place = ragged(np.array([len(c.literal) for c in cells], np.int64))
@@ -137,7 +137,7 @@ def _rows(found: Leaves) -> Rows:
         row, step = ragged(high - low)
         rows.append(row)
         twins.append(twin[low[row] + step])
-    return Rows(owner, place, literal, column, np.concatenate(rows), np.concatenate(twins))
+    return Bounds(owner, place, literal, column, np.concatenate(rows), np.concatenate(twins))
 
 
 # Switching values that vanish together -----------------------------------------------------------
@@ -204,7 +204,7 @@ def _multiples(a, b) -> bool:
 # Cells that name the same facet ------------------------------------------------------------------
 
 
-def _keys(search: Search, cells: list[Cell], every: np.ndarray, rows: Rows) -> np.ndarray:
+def _keys(search: Search, cells: list[Cell], every: np.ndarray, rows: Bounds) -> np.ndarray:
     """(R,) hashes of the signs on the facet of each row."""
     rng = np.random.default_rng(_SEED)
     word = rng.integers(0, 2**64, (every.shape[1], 3), dtype=np.uint64)
@@ -222,7 +222,7 @@ def _keys(search: Search, cells: list[Cell], every: np.ndarray, rows: Rows) -> n
     return key
 
 
-def _compare(every: np.ndarray, rows: Rows, left: np.ndarray, right: np.ndarray) -> None:
+def _compare(every: np.ndarray, rows: Bounds, left: np.ndarray, right: np.ndarray) -> None:
     """The signs behind equal hashes are equal."""
     order = np.argsort(rows.twin_row, kind="stable")
     sorted_rows, columns = rows.twin_row[order], rows.twin_column[order]
@@ -245,7 +245,7 @@ def _compare(every: np.ndarray, rows: Rows, left: np.ndarray, right: np.ndarray)
 # Is there a point? -------------------------------------------------------------------------------
 
 
-def _touching(search: Search, cells: list[Cell], rows: Rows, left, right) -> np.ndarray:
+def _touching(search: Search, cells: list[Cell], rows: Bounds, left, right) -> np.ndarray:
     """(T,) whether the rows ``left`` of their cells hold facets; ``right``: of the neighbours."""
     out = np.zeros(len(left), bool)
     if not len(left):
