@@ -7,10 +7,8 @@ and the others keep their signs. So the signs on F are known without looking for
 
 and two cells share a facet iff they name the same signs and these occur at a point. Then exactly
 two cells name them. Of one stage's cells with one parent they do occur: the segment between two
-points of the cells has such a point, since all values are affine on it. Otherwise a point is looked
-for: on the segment, then by a linear program on the hyperplane, at last in rationals.
-
-Rows and coordinates as in ``signtree``.
+points of the cells has such a point, since all values are affine on it. Otherwise ``touching``
+looks for one.
 """
 
 from __future__ import annotations
@@ -19,21 +17,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxregions import exact
 from jaxregions.engines.edges import ragged
-from jaxregions.engines.farkas import decide
 from jaxregions.engines.leaves import Leaves
-from jaxregions.engines.margins import Margins, solve_margins
-from jaxregions.engines.programs import MarginProgram
 from jaxregions.engines.records import Cells
 from jaxregions.engines.search import Cell, Search, exact_row, settled_rows
-from jaxregions.engines.sides import SMALL_DIMENSION, Batch
+from jaxregions.engines.sides import Batch
+from jaxregions.engines.touching import touching
 
 __all__ = ["Facets", "facets"]
 
 _ENTRIES = 1 << 20  # of rows gathered together
 _PARALLEL = 2.0**-40  # rows at a smaller angle are compared in rationals
-_ROUNDING = 1 + 2.0**-40
 _SEED = 2**61 - 1
 
 
@@ -106,7 +100,8 @@ def facets(found: Leaves, signs: list[np.ndarray]) -> Facets:
     _compare(every, rows, left, right)
     shared = rows.literal[left, 0] == len(signs) - 1
     ask = np.flatnonzero(~shared)
-    shared[ask] = _touching(search, cells, rows, left[ask], right[ask])
+    own, other = ([cells[p] for p in rows.owner[side[ask]]] for side in (left, right))
+    shared[ask] = touching(search, own, rows.place[left[ask]], other)
     if (named[shared] > 2).any():
         raise RuntimeError("a facet of more than two cells")
     left, right = left[shared], right[shared]
@@ -240,168 +235,3 @@ def _compare(every: np.ndarray, rows: Bounds, left: np.ndarray, right: np.ndarra
         part = slice(start, start + step)
         if (zeroed(left[part]) != zeroed(right[part])).any():
             raise RuntimeError("different facets with one hash")
-
-
-# Is there a point? -------------------------------------------------------------------------------
-
-
-def _touching(search: Search, cells: list[Cell], rows: Bounds, left, right) -> np.ndarray:
-    """(T,) whether the rows ``left`` of their cells hold facets; ``right``: of the neighbours."""
-    out = np.zeros(len(left), bool)
-    if not len(left):
-        return out
-    k = search.radius.shape[1]
-    most = max(len(cells[p].value) for p in rows.owner[left])
-    step = max(1, _ENTRIES // ((most + 2) * k))
-    for start in range(0, len(left), step):
-        a, b = left[start : start + step], right[start : start + step]
-        own, place = [cells[p] for p in rows.owner[a]], rows.place[a]
-        table = Table.of(own, place)
-        start_, end = (
-            np.array([c.u / search.radius[c.window] for c in some])
-            for some in (own, [cells[q] for q in rows.owner[b]])
-        )
-        good = _holds(table, _crossing(table, start_, end))
-        left_open = np.flatnonzero(~good)
-        if k > 1 and len(left_open):
-            search.programs += len(left_open)
-            good[left_open], known = _solved(table.rows(left_open))
-            left_open = left_open[~known]
-        for i in left_open.tolist():
-            search.settled_exactly += 1
-            good[i] = _exactly(search, own[i], int(place[i]))
-        out[start : start + step] = good
-    return out
-
-
-class Table(NamedTuple):
-    """Rows of cells, filled up with rows that always hold, and one of each on which to look.
-
-    slope, value, error: (T, m, ...). plane, axis: (T,) its number, and the axis along which its
-    slope is largest.
-    """
-
-    slope: np.ndarray
-    value: np.ndarray
-    error: np.ndarray
-    plane: np.ndarray
-    axis: np.ndarray
-
-    @staticmethod
-    def of(cells: list[Cell], plane: np.ndarray) -> Table:
-        count, most, k = len(cells), max(len(c.value) for c in cells), len(cells[0].u)
-        slope, value = np.zeros((count, most, k)), np.ones((count, most))
-        error = np.zeros((count, most))
-        for i, c in enumerate(cells):
-            m = len(c.value)
-            slope[i, :m], value[i, :m], error[i, :m] = c.slope, c.value, c.error
-        axis = np.abs(slope[np.arange(count), plane]).argmax(axis=1)
-        return Table(slope, value, error, plane, axis)
-
-    def rows(self, index: np.ndarray) -> Table:
-        return Table(*(column[index] for column in self))
-
-    def on(self) -> tuple[np.ndarray, ...]:
-        """(T, k), (T,), (T,) the row on which to look, and its slope along its axis (T,)."""
-        here = np.arange(len(self.plane))
-        slope = self.slope[here, self.plane]
-        at = here, self.plane
-        return slope, self.value[at], self.error[at], slope[here, self.axis]
-
-
-def _crossing(table: Table, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Where the segments meet the planes."""
-    slope, value, _, _ = table.on()
-    a, b = ((slope * u).sum(axis=1) + value for u in (start, end))
-    with np.errstate(all="ignore"):
-        t = a / (a - b)
-    return start + np.where(np.isfinite(t), t, 0.5)[:, None] * (end - start)
-
-
-def _holds(table: Table, point: np.ndarray) -> np.ndarray:
-    """Whether points are proven to be near one of the plane at which all other rows are positive.
-
-    Along the axis the plane is at most (|z| + e) / (|a| - e) away, z its row at the point, e the
-    row's error, a its slope along the axis.
-    """
-    here = np.arange(len(point))
-    _, _, error, steep = table.on()
-    z = np.matmul(table.slope, point[..., None])[..., 0] + table.value
-    with np.errstate(all="ignore"):
-        room = np.abs(steep) - error
-        away = (np.abs(z[here, table.plane]) + error) / room * _ROUNDING
-        along = np.abs(table.slope[here, :, table.axis])
-        good = z > (table.error + away[:, None] * along) * _ROUNDING
-        good[here, table.plane] = (room > 0) & np.isfinite(away)
-        far = np.abs(point)
-        far[here, table.axis] += away
-        return good.all(axis=1) & (far < 1 - 2.0**-50).all(axis=1)
-
-
-def _solved(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Whether the planes have such points, and whether that is proven."""
-    count, k = table.slope.shape[0], table.slope.shape[2]
-    here = np.arange(count)
-    own, level, error, steep = table.on()
-    others = np.arange(k - 1) + (np.arange(k - 1) >= table.axis[:, None])
-    # On the plane the coordinate along the axis is ahead . (the others) + start.
-    ahead = -np.take_along_axis(own, others, axis=1) / steep[:, None]
-    start = -level / steep
-    share = np.take_along_axis(table.slope, table.axis[:, None, None], axis=2)[..., 0]
-    slope = np.take_along_axis(table.slope, others[:, None], axis=2)
-    slope = slope + share[..., None] * ahead[:, None]
-    value = table.value + share * start[:, None]
-    slope[here, table.plane], value[here, table.plane] = 0.0, 1.0
-    box = np.stack([-ahead, ahead], axis=1), np.stack([1 - start, 1 + start], axis=1)
-    slope, value = (np.concatenate(pair, axis=1) for pair in zip((slope, value), box, strict=True))
-    size = np.maximum(np.sqrt((slope**2).sum(axis=2)), np.finfo(np.float64).tiny)
-    size = np.where(np.abs(value) > 8 * size, np.abs(value), size)
-    found = _margins(slope / size[..., None], value / size)
-    point = np.empty((count, k))
-    np.put_along_axis(point, others, found.point, axis=1)
-    point[here, table.axis] = (ahead * found.point).sum(axis=1) + start
-    good = found.solved & (found.margin > 0) & _holds(table, point)
-    weight = found.weight / size
-    weight, sides = weight[:, :-2], weight[:, -2:]
-    weight[here, table.plane] = 0.0
-    combined = np.matmul(weight[:, None], table.slope)[:, 0]
-    other = (sides[:, 0] - sides[:, 1] - combined[here, table.axis]) / steep
-    highest = (weight * (table.value + 2 * table.error)).sum(axis=1) + other * level
-    highest += 2 * np.abs(other) * error + np.abs(combined + other[:, None] * own).sum(axis=1)
-    refuted = found.solved & (found.margin <= 0) & (highest <= 0) & (weight > 0).any(axis=1)
-    return good, good | refuted
-
-
-def _margins(slope: np.ndarray, value: np.ndarray) -> Margins:
-    """As ``solve_margins``; programs of many variables one after the other."""
-    if slope.shape[2] <= SMALL_DIMENSION:
-        return solve_margins(slope, value)
-    count, rows, k = slope.shape
-    out = Margins(
-        np.zeros(count), np.zeros((count, k)), np.zeros((count, rows)), np.zeros(count, bool)
-    )
-    for i in range(count):
-        answer = MarginProgram(slope[i], value[i]).solve(list(range(rows)))
-        if answer is not None:
-            out.solved[i], out.margin[i] = True, answer.margin
-            out.point[i], out.weight[i] = answer.point, answer.weight
-    return out
-
-
-def _exactly(search: Search, cell: Cell, plane: int) -> bool:
-    """The same in rationals: one coordinate eliminated."""
-    names = cell.literal.tolist()
-    slope, value = zip(*(exact_row(search, cell, *name) for name in names), strict=True)
-    slope, value = np.stack(slope), np.array(value, object)
-    radius = exact.rationals(search.radius[cell.window])
-    axis = next(j for j, s in enumerate(slope[plane]) if s != 0)
-    ahead, start = -slope[plane] / slope[plane, axis], -value[plane] / slope[plane, axis]
-    share = slope[:, axis]
-    slope, value = slope + np.multiply.outer(share, ahead), value + share * start
-    rest = np.arange(len(radius)) != axis
-    slope = np.concatenate([np.delete(slope, plane, axis=0), np.stack([ahead, -ahead])])
-    ends = [radius[axis] + start, radius[axis] - start]
-    value = np.concatenate([np.delete(value, plane), np.array(ends, object)])
-    if not rest.any():
-        return all(v > 0 for v in value)
-    return decide(slope[:, rest], value, radius[rest]).point is not None

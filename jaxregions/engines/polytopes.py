@@ -54,8 +54,9 @@ def polytopes(found: Leaves, signs: list[np.ndarray]) -> Polytopes:
         none = np.zeros(0, np.int64)
         start, size = np.zeros(len(cells) + 1, np.int64), np.full(len(cells), np.nan)
         return Polytopes(np.zeros((0, k)), np.zeros(0), start, none, size)
-    if signs and len(signs) == len(found.search.net.stages):
-        ledger, skeleton, counts = subdivision(found.search.net, found.search.windows)
+    search = found.search
+    if signs and len(signs) == len(search.net.stages) and not search.unsettled.any():
+        ledger, skeleton, counts = subdivision(search.net, search.windows)
         if counts.status[0] == Status.COMPLETE:
             return _around(ledger, skeleton, np.concatenate(signs, axis=1))
     return _alone(found, cells)
