@@ -337,9 +337,8 @@ def level_set(
     """
     if part.window.dimension > 2:
         raise ValueError(
-            f"part: expected a window of dimension 1 or 2, "
-            f"received {part.window.dimension}; take a "
-            "slice: Window(basis=)"
+            "part: expected a window of dimension 1 or 2, received "
+            f"{part.window.dimension}; take a slice: Window(basis=)"
         )
     outputs = part.intercept.shape[1]
     for name, value in (("output", output), ("minus", minus)):

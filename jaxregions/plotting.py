@@ -196,9 +196,8 @@ def _require_plottable(part: Partition, color: str, output: int | None) -> None:
         raise ValueError(f"color: expected 'region', 'slope' or 'stage', received {color!r}")
     if part.window.dimension > 2:
         raise ValueError(
-            f"part: expected a window of dimension 1 or 2, "
-            f"received {part.window.dimension}; take a "
-            "slice: Window(basis=)"
+            "part: expected a window of dimension 1 or 2, received "
+            f"{part.window.dimension}; take a slice: Window(basis=)"
         )
     outputs = part.intercept.shape[1]
     if output is not None and not 0 <= output < outputs:
