@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +14,15 @@ from jaxregions._progress import watching
 from jaxregions._records import build, record
 from jaxregions.engines import merging
 from jaxregions.engines.affine import affine_maps, same_maps
+from jaxregions.engines.facets import facets
 from jaxregions.engines.flips import face_signs, unpacked
 from jaxregions.engines.frontier import ENGINES, Limits, Status
+from jaxregions.engines.leaves import leaves, stage_tables, witnesses
 from jaxregions.engines.points import Ledger, corners
+from jaxregions.engines.polytopes import Polytopes, polytopes
 from jaxregions.engines.records import Cells, hits, sign_bits
 from jaxregions.engines.signs import patterns
+from jaxregions.engines.slopes import agreeing_maps
 from jaxregions.regions import prepared
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -43,9 +48,17 @@ class StageTable(NamedTuple):
     parent: np.ndarray
 
 
+class Labels(NamedTuple):
+    """Labels of the cells, and the stages' tables that go with them."""
+
+    region: np.ndarray
+    affine_region: np.ndarray
+    tables: tuple[StageTable, ...]
+
+
 @record
 class Partition:
-    """The exact partition of one window of dimension k = 1 or 2, from ``jr.partition``.
+    """The exact partition of one window of dimension k, from ``jr.partition``.
 
     Coordinates are slice coordinates u relative to the window's centre; ``window.points(u)`` are
     the input points (center + u without a basis). F cells, V vertices, G facets, S stages, m
@@ -53,21 +66,25 @@ class Partition:
 
     window: the window.
     vertices: (V, k) float64; vertex_error: (V,) bound on their distance, per coordinate, from the
-      exact ones.
+      exact ones. k >= 3 in a degenerate position: by Qhull, every cell with its own, none where
+      Qhull gives up; the bounds hold if it names the right constraints. k >= 7: none.
     start, corner: (F + 1,), (H,) cell f has the vertices corner[start[f]:start[f + 1]],
-      counter-clockwise.
+      counter-clockwise for k = 2.
     witness: (F, k) a point inside each cell; witness_inside: (F,) whether that is proven for the
       float64 numbers (thinner cells are decided at an exact rational point).
-    volume: (F,) areas (lengths) in input space.
+    volume: (F,) lengths, areas, volumes in input space; NaN for k >= 7 and where Qhull gives up.
     patterns: per stage (F, size) int8, the sign of every switching value on the cell: -1, 1, or 0
       where it vanishes on the whole cell.
     slope, intercept: (F, m, k), (F, m): f = slope u + intercept on the cell, float64.
     region, affine_region: (F,) labels of the activation and the affine region of each cell.
-    left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices.
+    left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices for k = 1
+      and 2, (G, 0) above, where they are those that both cells have in common.
     facet_stage, facet_unit: (G,) a unit that switches there.
     tables: per stage a ``StageTable``.
     activation_regions, affine_regions: the counts; a lower bound and -1 if not COMPLETE.
-    status: why it ended, a ``Status``; otherwise the partition of the stages that were reached.
+    certified: all cells were found, proven. Otherwise (k >= 3, cells too thin for floats) some are
+      missing, the number of activation regions is a lower bound, affine regions are not labelled.
+    status: why it ended, a ``Status``; if not COMPLETE, the cells of the stages that were finished.
     decisions, settled_exactly: float64 decisions, and how many were made again in rationals.
     """
 
@@ -92,6 +109,7 @@ class Partition:
     tables: tuple[StageTable, ...]
     activation_regions: int
     affine_regions: int
+    certified: bool
     status: Status
     decisions: int
     settled_exactly: int
@@ -116,41 +134,69 @@ def partition(
 
     Args:
       f, input_shape, max_regions, max_seconds, progress: as in ``count_regions``.
-      window: one window of dimension 1 or 2.
+      window: one window of any dimension k; for k <= 6 with vertices and volumes.
       affine: label affine regions too; otherwise their labels are -1.
+
+    Returns:
+      Partition; Ctrl-C and limits end the search with the stages that are finished.
 
     Raises:
       NotPiecewiseAffineError, ValueError: as ``count_regions``; several windows.
 
     Source: README, "The mathematics", exact partitions.
     """
-    net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds, most=2)
+    net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds)
     if window.batch_shape != ():
         raise ValueError(f"window: expected one window, received leading axes {window.batch_shape}")
+    with watching(1, progress) as watch:
+        if window.dimension in ENGINES:
+            return _stage_by_stage(net, window, limits, affine, watch)
+        return _cell_by_cell(net, window, limits, affine, watch)
+
+
+Watch = Callable[[int, int], None]
+
+
+def _stage_by_stage(
+    net: CPAFunction, window: Window, limits: Limits, affine: bool, watch: Watch
+) -> Partition:
+    """Dimension 1 and 2: the subdivision is refined."""
     windows = window.reshape(1)
     engine = ENGINES[window.dimension]
     ledger = Ledger(net, windows, corners(windows))
-    mesh, tables, signs, status = engine.begin(1), [], [], Status.COMPLETE
-    with watching(1, progress) as watch:
-        for stage in range(len(net.stages)):
+    done: tuple[Any, list[StageTable], list[np.ndarray]] = engine.begin(1), [], []
+    status = Status.COMPLETE
+    try:
+        for stage, layer in enumerate(net.stages):
+            mesh, tables, signs = done
             status = _stop(limits, mesh.faces)
             if status != Status.COMPLETE:
                 break
             new, cuts = engine.refined(ledger, mesh, stage)
-            layer = net.stages[stage]
             found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
-            unit = layer.unit[cuts.cut_entry]
-            tables.append(
-                StageTable(
-                    mesh.faces, new.faces, found, cuts.cut_cell, unit, cuts.children, new.parent
-                )
-            )
+            cut = cuts.cut_cell, layer.unit[cuts.cut_entry], cuts.children
+            table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
             if window.dimension == 2:
-                signs.append(unpacked(*face_signs(new, cuts, stage), layer.size))
-            mesh = new
-            watch(0, mesh.faces)
-        cells = engine.cells(ledger, mesh)
-        return _assembled(net, window, ledger, cells, tables, signs, status, affine)
+                signs = [*signs, unpacked(*face_signs(new, cuts, stage), layer.size)]
+            done = new, [*tables, table], signs
+            watch(0, new.faces)
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    mesh, tables, signs = done
+    cells = engine.cells(ledger, mesh)
+    inner = merging.witnesses(ledger, cells)
+    signs = _inherited(signs, tables) or patterns(inner, len(tables))
+    labels = _labels(net, cells, signs, tables, status, affine, partial(same_maps, ledger, inner))
+    used = np.zeros(ledger.vertices.size, bool)
+    used[cells.corner] = True
+    number, used = np.cumsum(used) - 1, np.flatnonzero(used)
+    corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
+    size = _sizes(u, cells.start, corner)
+    shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, size)
+    counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
+    cells = cells._replace(facet=number[cells.facet])
+    made = signs, *affine_maps(inner)
+    return _assembled(net, window, cells, shape, made, labels, status, None, True, counted)
 
 
 def _stop(limits: Limits, faces: int) -> Status:
@@ -160,48 +206,83 @@ def _stop(limits: Limits, faces: int) -> Status:
     return Status.MAX_REGIONS if over else Status.COMPLETE
 
 
-def _assembled(
-    net: CPAFunction,
-    window: Window,
-    ledger: Ledger,
-    cells: Cells,
-    tables: list[StageTable],
-    signs: list[np.ndarray],
-    status: Status,
-    affine: bool,
+def _cell_by_cell(
+    net: CPAFunction, window: Window, limits: Limits, affine: bool, watch: Watch
 ) -> Partition:
-    inner = merging.witnesses(ledger, cells)
-    signs = _inherited(signs, tables) or patterns(inner, len(tables))
-    slope, intercept = affine_maps(inner)
-    faces, complete = len(cells.window), status == Status.COMPLETE
-    same = np.zeros(len(cells.left), bool)
+    """Dimension 3 and above: the sign tree's leaves, and the facets between them."""
+    windows = window.reshape(1)
+    found = leaves(net, windows, limits=limits, watch=lambda cells: watch(0, cells))
+    search, inner = found.search, witnesses(net, windows, found.levels[-1])
+    status = Status.COMPLETE if search.going[0] else Status.MAX_REGIONS
+    if search.status != Status.COMPLETE:
+        status = search.status
+    signs = patterns(inner, len(found.parents))
+    made = signs, *affine_maps(inner)
+    between = facets(found, signs)
+    cells, step = between.cells(found), np.array([c.step for c in found.levels[-1]])
+    tables = [StageTable(*rows) for rows in stage_tables(found, signs)]
+
+    def agree(_: Cells, same: np.ndarray) -> np.ndarray:
+        return agreeing_maps(inner, step, between, same)
+
+    certified = not search.unsettled[0]
+    labels = _labels(net, cells, signs, tables, status, affine and certified, agree)
+    shape = polytopes(found, signs)
+    exactly = inner.settled_exactly + search.settled_exactly
+    counted = inner.decisions + search.programs, exactly
+    bound = None if status == Status.COMPLETE else int(search.bound[0])
+    return _assembled(net, window, cells, shape, made, labels, status, bound, certified, counted)
+
+
+def _labels(net, cells, signs, tables, status, affine, agree) -> Labels:
+    """Which cells are one activation and one affine region, as far as that is known.
+
+    agree: (cells, known) -> (G,) whether the maps on both sides of each facet agree.
+    """
+    same, one = np.zeros(len(cells.left), bool), np.full(len(cells.window), -1)
+    complete = status == Status.COMPLETE
     if complete and merging.has_contests(net):
         changes, found = merging.contest_changes(net, cells, signs, 1)
         same = ~changes
         tables = [t._replace(hits=int(h)) for t, h in zip(tables, found[0], strict=True)]
-    region = merging.joined(cells, same)
-    one = np.full(faces, -1)
     if complete and affine:
-        one = merging.joined(cells, same_maps(ledger, inner, cells, same))
+        one = merging.joined(cells, agree(cells, same))
+    return Labels(merging.joined(cells, same), one, tuple(tables))
+
+
+def _assembled(
+    net: CPAFunction,
+    window: Window,
+    cells: Cells,
+    shape: Polytopes,
+    made: tuple[list[np.ndarray], np.ndarray, np.ndarray],
+    labels: Labels,
+    status: Status,
+    bound: int | None,
+    certified: bool,
+    counted: tuple[int, int],
+) -> Partition:
+    signs, slope, intercept = made
+    complete, (region, one, tables) = status == Status.COMPLETE, labels
     if not complete:
         slope, intercept = np.full_like(slope, np.nan), np.full_like(intercept, np.nan)
-    regions = int(region.max()) + 1
+    regions = int(region.max()) + 1 if bound is None else bound
     if not complete and merging.has_contests(net):
         regions = 1
-    used = np.zeros(ledger.vertices.size, bool)
-    used[cells.corner] = True
-    number, used = np.cumsum(used) - 1, np.flatnonzero(used)
-    corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
+    scale = 1.0
+    if window.basis is not None:
+        basis = np.asarray(window.basis, np.float64)
+        scale = np.sqrt(np.linalg.det(basis.T @ basis))
     return build(
         Partition,
         window=window,
-        vertices=u,
-        vertex_error=ledger.vertices.error[used],
-        start=cells.start,
-        corner=corner,
+        vertices=shape.vertices,
+        vertex_error=shape.error,
+        start=shape.start,
+        corner=shape.corner,
         witness=cells.witness,
         witness_inside=cells.inside,
-        volume=_volumes(window, u, cells.start, corner),
+        volume=shape.size * scale,
         patterns=tuple(signs),
         slope=slope,
         intercept=intercept,
@@ -209,15 +290,16 @@ def _assembled(
         affine_region=one,
         left=cells.left,
         right=cells.right,
-        facet=number[cells.facet],
+        facet=cells.facet,
         facet_stage=cells.stage,
         facet_unit=_units(net, cells),
-        tables=tuple(tables),
+        tables=tables,
         activation_regions=regions,
         affine_regions=int(one.max()) + 1 if one[0] >= 0 else -1,
+        certified=certified,
         status=status,
-        decisions=ledger.decisions + inner.decisions,
-        settled_exactly=ledger.settled_exactly + inner.settled_exactly,
+        decisions=counted[0],
+        settled_exactly=counted[1],
     )
 
 
@@ -238,22 +320,17 @@ def _units(net: CPAFunction, cells: Cells) -> np.ndarray:
     return unit
 
 
-def _volumes(window: Window, u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Length or area (shoelace) of every cell, times sqrt det B'B for slices."""
+def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """Length or area (shoelace) of every cell in slice coordinates."""
     if u.shape[1] == 1:
-        size = u[corner[1::2], 0] - u[corner[::2], 0]
-    else:
-        first = np.repeat(start[:-1], np.diff(start))
-        follow = np.arange(1, len(corner) + 1)
-        follow[start[1:] - 1] = start[:-1]
-        at = u.take(corner, axis=0)
-        origin = at.take(first, axis=0)
-        a, b = at - origin, at.take(follow, axis=0) - origin
-        size = np.add.reduceat(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], start[:-1]) / 2
-    if window.basis is None:
-        return size
-    basis = np.asarray(window.basis, np.float64)
-    return size * np.sqrt(np.linalg.det(basis.T @ basis))
+        return u[corner[1::2], 0] - u[corner[::2], 0]
+    first = np.repeat(start[:-1], np.diff(start))
+    follow = np.arange(1, len(corner) + 1)
+    follow[start[1:] - 1] = start[:-1]
+    at = u.take(corner, axis=0)
+    origin = at.take(first, axis=0)
+    a, b = at - origin, at.take(follow, axis=0) - origin
+    return np.add.reduceat(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], start[:-1]) / 2
 
 
 def level_set(
@@ -273,10 +350,16 @@ def level_set(
         has none.
 
     Raises:
-      ValueError: an output that does not exist, an incomplete partition.
+      ValueError: an output that does not exist, an incomplete partition, a window of dimension 3
+        and above (take a slice; ``slope`` and ``intercept`` hold the hyperplane of every cell).
 
     Source: README, "The mathematics", exact partitions.
     """
+    if part.window.dimension > 2:
+        raise ValueError(
+            "part: expected a window of dimension 1 or 2, received "
+            f"{part.window.dimension}; take a slice: Window(basis=)"
+        )
     outputs = part.intercept.shape[1]
     for name, value in (("output", output), ("minus", minus)):
         if value is not None and not 0 <= value < outputs:

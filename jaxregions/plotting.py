@@ -194,6 +194,11 @@ def plot_partition(
 def _require_plottable(part: Partition, color: str, output: int | None) -> None:
     if color not in ("region", "slope", "stage"):
         raise ValueError(f"color: expected 'region', 'slope' or 'stage', received {color!r}")
+    if part.window.dimension > 2:
+        raise ValueError(
+            "part: expected a window of dimension 1 or 2, received "
+            f"{part.window.dimension}; take a slice: Window(basis=)"
+        )
     outputs = part.intercept.shape[1]
     if output is not None and not 0 <= output < outputs:
         raise ValueError(f"output: expected 0 to {outputs - 1} or None, received {output}")

@@ -18,6 +18,7 @@ from jaxregions.engines.contests import merged_regions
 from jaxregions.engines.estimates import TreeEstimate, estimate_cells
 from jaxregions.engines.frontier import ENGINES, Limits, Status, Tally
 from jaxregions.engines.signs import patterns
+from jaxregions.engines.unions import count_unions
 from jaxregions.tracing import CPAFunction, trace
 from jaxregions.windows import Window
 
@@ -41,9 +42,10 @@ class RegionCounts:
     activation_regions: non-empty full-dimensional cells of equal activation pattern. Where
       ``status`` is not COMPLETE: a proven lower bound.
     affine_regions: maximal connected open sets on which f is affine; None unless asked for, and
-      -1 where ``status`` is not COMPLETE.
+      -1 where ``status`` is not COMPLETE or ``certified`` is False.
     hits: (..., S) units of each stage whose piece changes across some facet inside the window; -1
-      where the stage was not reached, and for k >= 3 in a stage with maxima over many candidates.
+      where the stage was not reached, and for k >= 3 in a stage with maxima over many candidates
+      unless affine regions are asked for.
     by_stage: (..., S) cells after each stage, 0 where not reached. In a function with maxima over
       many candidates the rounds of a maximum are stages, and cells that differ in the order of
       losers only are one region in the end.
@@ -89,7 +91,7 @@ def count_regions(
       f: a JAX function of one array, or the result of ``jr.trace`` (traced once, counted often).
       windows: (...,) windows of any dimension k: boxes or slices.
       input_shape: of f's input; default (d,). A traced function knows its own.
-      affine: count affine regions too; k = 1, 2.
+      affine: count affine regions too; for k >= 3 by "cells", which then keeps all of them.
       engine: "segments" (k = 1), "planar" (k = 2), "vertices" (k = 3 to 6) or "cells" (any k).
         Default: by dimension; windows too degenerate for "vertices" go to "cells".
       max_regions: stop refining a window that has more regions than this.
@@ -104,7 +106,7 @@ def count_regions(
     Raises:
       NotPiecewiseAffineError: f is not continuous piecewise affine.
       ValueError: windows of another dimension, a traced window or function (under jit), limits
-        that are not positive; affine regions for k >= 3 or from "cells".
+        that are not positive; affine regions from "vertices" or with a certificate.
 
     Source: README, "The mathematics", exact partitions.
     """
@@ -114,7 +116,9 @@ def count_regions(
     engine = _choice(windows.dimension, engine, affine, certificate)
     if engine not in (NAMES[k] for k in ENGINES):
         with watching(count, progress) as watch:
-            if engine == ANY or merging.has_contests(net):
+            if affine:
+                found = _by_unions(net, flat, limits, watch)
+            elif engine == ANY or merging.has_contests(net):
                 found = _by_cells(net, flat, limits, certificate, watch)
             else:
                 found = _by_vertices(net, flat, limits, watch)
@@ -285,15 +289,34 @@ def _by_cells(
     )
 
 
+def _by_unions(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> RegionCounts:
+    """Counts with affine regions, from the sign tree's cells and their facets."""
+    found, affine = count_unions(net, flat, limits=limits, watch=watch)
+    return build(
+        RegionCounts,
+        activation_regions=found.regions,
+        affine_regions=affine,
+        hits=found.hits,
+        by_stage=found.by_stage,
+        certified=found.certified,
+        status=found.status.astype(np.int8),
+        decisions=found.programs,
+        settled_exactly=found.settled_exactly,
+        certificate=None,
+    )
+
+
 def _choice(k: int, engine: str | None, affine: bool, certificate: bool) -> str:
     """The engine, after everything that does not go together was looked at."""
     chosen = engine or (ANY if certificate else NAMES.get(k, ANY))
+    if affine and not certificate and engine is None and k not in ENGINES:
+        chosen = ANY
     if certificate and chosen != ANY:
         raise ValueError(f"engine: expected {ANY!r} with certificate=True, received {engine!r}")
-    if affine and chosen not in (NAMES[1], NAMES[2]):
+    if affine and (certificate or chosen == "vertices"):
         raise ValueError(
-            "affine: expected windows of dimension 1 or 2, and no other engine nor a certificate, "
-            f"received dimension {k} and engine {chosen!r}"
+            f"affine: expected engine=None or {ANY!r} in dimension {k}, and no certificate, "
+            f"received engine={engine!r} and certificate={certificate}"
         )
     return chosen
 
@@ -305,15 +328,11 @@ def prepared(
     engine: str | None,
     max_regions: int | None,
     max_seconds: float | None,
-    most: float = math.inf,
 ) -> tuple[CPAFunction, Limits]:
-    """The traced function and the limits, after everything that can be wrong was looked at.
-
-    most: dimension of the windows.
-    """
+    """The traced function and the limits, after everything that can be wrong was looked at."""
     if not isinstance(windows, Window):
         raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
-    _require_engine(windows, engine, most)
+    _require_engine(windows, engine)
     for name in ("center", "radius", "basis"):
         value = getattr(windows, name)
         if value is not None:
@@ -322,12 +341,8 @@ def prepared(
     return _traced(f, windows, input_shape), limits
 
 
-def _require_engine(windows: Window, engine: str | None, most: float) -> None:
+def _require_engine(windows: Window, engine: str | None) -> None:
     k = windows.dimension
-    if not 1 <= k <= most:
-        raise ValueError(
-            f"windows: expected dimension 1 to {most}, received {k}; take a slice: Window(basis=)"
-        )
     own = {NAMES.get(k, ANY), ANY}
     if engine is not None and engine not in own:
         names = " or ".join(map(repr, sorted(own)))

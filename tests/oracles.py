@@ -268,3 +268,90 @@ def affine_count(cells):
             if find(i) != find(j) and share_a_facet(cells[i].vertices, cells[j].vertices):
                 root[find(i)] = find(j)
     return sum(root[i] == i for i in range(len(cells)))
+
+
+# The same in any dimension: every cell is its exact vertices with the constraints they lie on. ----
+
+
+def box(radius):
+    """{vertex: tight constraints} of the box |u_j| < r_j."""
+    sides = product(*(((-r, (j, 0)), (r, (j, 1))) for j, r in enumerate(radius)))
+    return {tuple(x for x, _ in corner): frozenset(c for _, c in corner) for corner in sides}
+
+
+def polytope_halves(cell, affine, name):
+    """Both sides of a polytope, or itself alone: double description."""
+    value = {v: at(affine, v) for v in cell}
+    if not min(value.values()) < 0 < max(value.values()):
+        return [cell]
+    cut = {v: tight | {name} for v, tight in cell.items() if value[v] == 0}
+    for a, b in combinations(cell, 2):
+        common = cell[a] & cell[b]
+        if value[a] * value[b] < 0 and not any(
+            common <= tight for v, tight in cell.items() if v not in (a, b)
+        ):
+            t = value[a] / (value[a] - value[b])
+            cut[tuple(x + t * (y - x) for x, y in zip(a, b, strict=True))] = common | {name}
+    return [{**{v: t for v, t in cell.items() if s * value[v] > 0}, **cut} for s in (1, -1)]
+
+
+def window_polytopes(layers, center, radius, basis=None):
+    """After every layer with an activation, the cells of an open window of any dimension; their
+    ``vertices`` are dictionaries, in no order. Layers as for ``window_cells``, without maxima."""
+    center = fractions(center)
+    columns = fractions(np.eye(len(center)) if basis is None else basis)
+    k = len(columns[0])
+    start = [(tuple(g), c) for g, c in zip(columns, center, strict=True)]
+    cells = [Cell(box(fractions(np.broadcast_to(radius, (k,)))), start, ())]
+    stages = []
+    for weights, bias, how in layers:
+        weights, bias, new = fractions(weights), fractions(bias), []
+        breaks, pieces = PIECES[how] if how else ((), [(1, 0)])
+        for cell in cells:
+            maps = [combination(w, b, cell.maps) for w, b in zip(weights, bias, strict=True)]
+            parts = [cell.vertices]
+            for i, (g, c) in enumerate(maps):
+                for j, t in enumerate(breaks):
+                    name = (len(stages), i, j)
+                    parts = [h for p in parts for h in polytope_halves(p, (g, c - t), name)]
+            for part in parts:
+                signs = [centroid_signs(list(part), [(g, c - t) for t in breaks]) for g, c in maps]
+                after = []
+                for (g, c), own in zip(maps, signs, strict=True):
+                    slope, constant = pieces[sum(s > 0 for s in own)]
+                    after.append((tuple(slope * x for x in g), slope * c + constant))
+                pattern = (*cell.pattern, tuple(signs)) if how else cell.pattern
+                new.append(Cell(part, after, pattern))
+        cells = new
+        if how:
+            stages.append(cells)
+    return [*stages[:-1], cells]
+
+
+def rank(rows):
+    """Of a list of rows of fractions."""
+    rows, found = [list(r) for r in rows], 0
+    for j in range(len(rows[0]) if rows else 0):
+        pivot = next((r for r in rows[found:] if r[j]), None)
+        if pivot is None:
+            continue
+        rows.remove(pivot)
+        rows.insert(found, pivot)
+        for r in rows[found + 1 :]:
+            t = r[j] / pivot[j]
+            r[:] = [x - t * y for x, y in zip(r, pivot, strict=True)]
+        found += 1
+    return found
+
+
+def touching_pairs(cells):
+    """Pairs of polytopes with a facet in common: k vertices that span a hyperplane."""
+    pairs = []
+    for i, j in combinations(range(len(cells)), 2):
+        common = list(cells[i].vertices.keys() & cells[j].vertices.keys())
+        k = len(next(iter(cells[i].vertices)))
+        if len(common) >= k:
+            edges = [[x - y for x, y in zip(v, common[0], strict=True)] for v in common[1:]]
+            if rank(edges) == k - 1:
+                pairs.append((i, j))
+    return pairs

@@ -304,11 +304,6 @@ def test_several_windows_are_refused():
         jr.partition(network(WEIGHTS), jr.Window(np.zeros((3, 2)), 1.0))
 
 
-def test_too_many_dimensions_are_refused():
-    with pytest.raises(ValueError, match="dimension 1 to 2, received 3"):
-        jr.partition(lambda x: x, jr.Window(np.zeros(3), 1.0))
-
-
 def test_affine_function_has_one_cell():
     part = jr.partition(lambda x: x @ np.ones((2, 2)), WINDOW)
     assert part.activation_regions == part.affine_regions == len(part.volume) == 1

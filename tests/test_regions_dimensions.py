@@ -90,8 +90,12 @@ def test_an_estimate_brackets_the_count():
     ("call", "message"),
     [
         (
-            lambda f, w: jr.count_regions(f, w, affine=True),
-            "dimension 1 or 2.*dimension 3",
+            lambda f, w: jr.count_regions(f, w, affine=True, engine="vertices"),
+            "affine: expected engine=None or 'cells' in dimension 3.*'vertices'",
+        ),
+        (
+            lambda f, w: jr.count_regions(f, w, affine=True, certificate=True),
+            "no certificate, received engine=None and certificate=True",
         ),
         (lambda f, w: jr.count_regions(f, w, engine="planar"), "'cells' or 'vertices'.*'planar'"),
         (

@@ -1,7 +1,7 @@
 """Counts of windows of dimension 3 and more, against cells built in fractions, planes, Euler."""
 
 import time
-from itertools import combinations, product
+from itertools import product
 from math import comb
 
 import jax
@@ -17,64 +17,11 @@ from jaxregions.engines.complexes import tables
 from jaxregions.engines.frontier import Status
 from jaxregions.engines.vertices import count
 
-# An independent count: every cell is its exact vertices with the constraints they lie on. ---------
-
-
-def box(radius):
-    """{vertex: tight constraints} of the box |u_j| < r_j."""
-    sides = product(*(((-r, (j, 0)), (r, (j, 1))) for j, r in enumerate(radius)))
-    return {tuple(x for x, _ in corner): frozenset(c for _, c in corner) for corner in sides}
-
-
-def halves(cell, affine, name):
-    """Both sides of a polytope, or itself alone: double description."""
-    value = {v: oracles.at(affine, v) for v in cell}
-    if not min(value.values()) < 0 < max(value.values()):
-        return [cell]
-    cut = {v: tight | {name} for v, tight in cell.items() if value[v] == 0}
-    for a, b in combinations(cell, 2):
-        common = cell[a] & cell[b]
-        if value[a] * value[b] < 0 and not any(
-            common <= tight for v, tight in cell.items() if v not in (a, b)
-        ):
-            t = value[a] / (value[a] - value[b])
-            cut[tuple(x + t * (y - x) for x, y in zip(a, b, strict=True))] = common | {name}
-    return [{**{v: t for v, t in cell.items() if s * value[v] > 0}, **cut} for s in (1, -1)]
-
 
 def exact_stages(layers, center, radius, basis=None):
     """Per stage (cells, hits) of one window, in fractions."""
-    center = oracles.fractions(center)
-    rows = oracles.fractions(np.eye(len(center)) if basis is None else basis)
-    k = len(rows[0])
-    start = [(tuple(g), c) for g, c in zip(rows, center, strict=True)]
-    cells = [(box(oracles.fractions(np.broadcast_to(radius, (k,)))), start)]
-    stages = []
-    for weights, bias, how in layers:
-        weights, bias = oracles.fractions(weights), oracles.fractions(bias)
-        new, seen = [], [set() for _ in weights]
-        for polytope, maps in cells:
-            maps = [oracles.combination(w, b, maps) for w, b in zip(weights, bias, strict=True)]
-            breaks, pieces = oracles.PIECES[how] if how else ((), [(1, 0)])
-            parts = [polytope]
-            for i, (g, c) in enumerate(maps):
-                for j, at in enumerate(breaks):
-                    name = (len(stages), i, j)
-                    parts = [h for p in parts for h in halves(p, (g, c - at), name)]
-            for part in parts:
-                middle = [sum(x) / len(part) for x in zip(*part, strict=True)]
-                after = []
-                for i, (g, c) in enumerate(maps):
-                    z = oracles.at((g, c), middle)
-                    piece = sum(z > at for at in breaks)
-                    seen[i].add((piece, z in breaks))
-                    slope, constant = pieces[piece]
-                    after.append((tuple(slope * x for x in g), slope * c + constant))
-                new.append((part, after))
-        cells = new
-        if how:
-            stages.append((len(cells), sum(len(s) > 1 for s in seen)))
-    return stages
+    stages = oracles.window_polytopes(layers, center, radius, basis)
+    return [(len(cells), oracles.hits_by_stage(cells)[-1]) for cells in stages]
 
 
 def assert_exact(layers, windows):

@@ -29,7 +29,7 @@ from jaxregions.tracing import (
     prepare,
 )
 
-__all__ = ["affine_maps", "same_maps"]
+__all__ = ["affine_maps", "outputs_at", "same_maps", "signed_sums"]
 
 FEW = 64  # facets that are not worth compiling for
 
@@ -90,7 +90,7 @@ def affine_maps(inner: Ledger) -> tuple[np.ndarray, np.ndarray]:
     return np.swapaxes(slope, 1, 2), intercept
 
 
-def _sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def signed_sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A signed sum of the outputs (F,) at float64 points and the bounds on its error."""
     net = inner.net
     at = inner.vertices._replace(u=u, error=np.zeros(len(u)))
@@ -182,7 +182,7 @@ def _spanning(ledger: Ledger, cells: Cells) -> list[np.ndarray]:
 
 def _enclosed_slopes(inner: Ledger, points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Slopes (F, k) of one signed sum of the outputs from k + 1 points, and their error bounds."""
-    values, bounds = zip(*(_sums(inner, u) for u in points), strict=True)
+    values, bounds = zip(*(signed_sums(inner, u) for u in points), strict=True)
     rise = [v - values[0] for v in values[1:]]
     spread = [
         b + bounds[0] + 2 * U * (np.abs(v) + np.abs(values[0]))
@@ -223,12 +223,12 @@ def _exact_slope(ledger, inner, cells, cell: int, points) -> np.ndarray:
             rays.append(next(o for o in others if first[0] * o[1] != first[1] * o[0]))
         places = [centre, *(centre + ray / 2 for ray in rays)]
     row = int(cells.window[cell])
-    values = [_exact_outputs(inner, row, p) for p in places]
+    values = [outputs_at(inner, row, p) for p in places]
     matrix = np.stack([p - places[0] for p in places[1:]])
     rise = np.stack([v - values[0] for v in values[1:]])
     return np.stack([exact.solve(matrix, column) for column in rise.T])
 
 
-def _exact_outputs(inner: Ledger, row: int, u: np.ndarray) -> np.ndarray:
+def outputs_at(inner: Ledger, row: int, u: np.ndarray) -> np.ndarray:
     x = input_point(inner.windows, row, u).reshape(inner.net.input_shape)
     return np.concatenate([leaf.ravel() for leaf in exact_outputs(inner.net, x)])

@@ -16,13 +16,13 @@ import numpy as np
 from jaxregions.engines.certificates import Certificate, Recorder
 from jaxregions.engines.enclosures import enclosed_rows
 from jaxregions.engines.frontier import Limits, Status
-from jaxregions.engines.points import frame_of
+from jaxregions.engines.points import Frame, frame_of
 from jaxregions.engines.search import Cell, Search, new_search
 from jaxregions.engines.signtree import children
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["CellCounts", "count_cells", "explore"]
+__all__ = ["CellCounts", "batch_size", "count_cells", "counts", "cut", "explore", "roots"]
 
 _BATCH = 1024  # cells that are split together
 _ENTRIES = 1 << 22  # numbers in their rows
@@ -70,29 +70,22 @@ def count_cells(
     """
     search = new_search(net, windows, limits, Recorder() if certificate else None)
     explore(search, watch)
-    return _counts(search)
+    return counts(search)
 
 
 def explore(search: Search, watch: Callable[[int, int], None] | None = None) -> None:
     """Runs a search to its end, or to its limits."""
-    net, stages = search.net, len(search.net.stages)
-    k = search.windows.dimension
+    stages = len(search.net.stages)
     frame = frame_of(search.windows)
-    stack: list[tuple[int, Iterator[Cell]]] = [(0, iter(_roots(search)))] if stages else []
+    stack: list[tuple[int, Iterator[Cell]]] = [(0, iter(roots(search)))] if stages else []
     try:
         while stack and not search.out_of_time():
             stage, cells = stack[-1]
-            total = sum(s.size for s in net.stages[: stage + 1]) + 1
-            batch = list(islice(cells, max(1, min(_BATCH, _ENTRIES // (total * k)))))
+            batch = list(islice(cells, batch_size(search, stage)))
             if not batch:
                 stack.pop()
                 continue
-            window = np.array([c.window for c in batch])
-            u, step = (np.stack([getattr(c, n) for c in batch]) for n in ("u", "step"))
-            rows = enclosed_rows(net, frame, window, search.radius[window], u, step, stage)
-            for cell, own in zip(batch, rows, strict=True):
-                cell.rows = own
-            grown = children(search, batch)
+            grown = cut(search, frame, batch)
             if stage == stages - 1:
                 for _ in grown:
                     pass
@@ -104,6 +97,24 @@ def explore(search: Search, watch: Callable[[int, int], None] | None = None) -> 
                 watch(int((search.pending == 0).sum()), int(search.bound.sum()))
     except KeyboardInterrupt:
         search.status = Status.INTERRUPTED
+
+
+def batch_size(search: Search, stage: int) -> int:
+    """How many cells of a stage are split together."""
+    k = search.windows.dimension
+    total = sum(s.size for s in search.net.stages[: stage + 1]) + 1
+    return max(1, min(_BATCH, _ENTRIES // (total * k)))
+
+
+def cut(search: Search, frame: Frame, batch: list[Cell]) -> Iterator[list[Cell]]:
+    """The children of some cells of one stage, as they are found."""
+    window = np.array([c.window for c in batch])
+    u, step = (np.stack([getattr(c, n) for c in batch]) for n in ("u", "step"))
+    radius = search.radius[window]
+    rows = enclosed_rows(search.net, frame, window, radius, u, step, batch[0].stage)
+    for cell, own in zip(batch, rows, strict=True):
+        cell.rows = own
+    return children(search, batch)
 
 
 def _thinned(search: Search, cells: Iterable[Cell]) -> list[Cell]:
@@ -119,7 +130,8 @@ def _thinned(search: Search, cells: Iterable[Cell]) -> list[Cell]:
     return kept
 
 
-def _counts(search: Search) -> CellCounts:
+def counts(search: Search) -> CellCounts:
+    """What a search found."""
     count, stages = search.splits.shape
     status = np.where(search.going, int(search.status), int(Status.MAX_REGIONS))
     done = search.going & (search.pending == 0)
@@ -147,7 +159,7 @@ def _counts(search: Search) -> CellCounts:
     )
 
 
-def _roots(search: Search) -> list[Cell]:
+def roots(search: Search) -> list[Cell]:
     """The windows themselves."""
     count, k = search.radius.shape
     numbers = np.full(count, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from jaxregions.engines.frontier import Limits, Status
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["Cell", "Sample", "Search", "exactly", "new_search", "settled_rows"]
+__all__ = ["Cell", "Sample", "Search", "exact_row", "exactly", "new_search", "settled_rows"]
 
 _COARSE = 2.0**-8  # rows with a larger relative error are made exactly
 
@@ -68,7 +69,7 @@ class Search:
     """bound: (W,) proven regions. splits: (W, S). pending: (W,) open cells. unsettled: (W,) sides
     neither found nor refuted. going: (W,) not stopped by a limit. seen: per stage (3, W, size):
     where a switching value is positive, negative, identically zero on some cell. sample: random
-    descents instead of everything.
+    descents instead of everything. keep: make the cells of the last stage, too.
     """
 
     net: CPAFunction
@@ -83,6 +84,7 @@ class Search:
     going: np.ndarray
     unsettled: np.ndarray
     seen: list[np.ndarray]
+    keep: bool = False
     status: Status = Status.COMPLETE
     programs: int = 0
     settled_exactly: int = 0
@@ -122,6 +124,7 @@ def new_search(
     limits: Limits,
     recorder: Recorder | None = None,
     sample: Sample | None = None,
+    keep: bool = False,
 ) -> Search:
     """A search that has not begun."""
     count, stages = len(windows.center), len(net.stages)
@@ -138,6 +141,7 @@ def new_search(
         np.ones(count, bool),
         np.zeros(count, np.int64),
         [np.zeros((3, count, s.size), bool) for s in net.stages],
+        keep,
     )
 
 
@@ -148,6 +152,15 @@ def exactly(search: Search, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
             search.net, search.windows, cell.window, cell.u, cell.step, cell.stage
         )
     return cell.exact
+
+
+def exact_row(search: Search, cell: Cell, stage: int, entry: int, sign: int) -> tuple[Any, Any]:
+    """The exact slope and value of one switching value of this or an earlier stage, signed."""
+    while cell.stage > stage:
+        assert cell.parent is not None
+        cell = cell.parent
+    slope, value = exactly(search, cell)
+    return slope[entry] * sign, value[entry] * sign
 
 
 def settled_rows(search: Search, cell: Cell) -> Rows:

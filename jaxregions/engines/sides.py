@@ -16,7 +16,7 @@ from jaxregions.engines.farkas import decide
 from jaxregions.engines.longsteps import FAR, Bases, solve_wide
 from jaxregions.engines.margins import Margins, solve_margins
 from jaxregions.engines.programs import MarginProgram
-from jaxregions.engines.search import Cell, Search, exactly
+from jaxregions.engines.search import Cell, Search, exact_row
 
 __all__ = [
     "FOUND",
@@ -318,7 +318,7 @@ def _settle(search: Search, batch: Batch, tests: Parts, i: int, out: Answers) ->
             out.kind[i], out.proof[i] = REFUTED, number
             return
     search.settled_exactly += 1
-    slope, value = zip(*(_exact_row(search, cell, *name) for name in names), strict=True)
+    slope, value = zip(*(exact_row(search, cell, *name) for name in names), strict=True)
     slope, value = np.stack(slope), np.array(value, object)
     radius = search.radius[cell.window]
     found = decide(slope, value, exact.rationals(radius))
@@ -347,7 +347,7 @@ def exact_steps(search: Search, cell: Cell, literal: np.ndarray, u: np.ndarray) 
 
     literal: (m, 3) stage, entry and sign of the rows that bound the part.
     """
-    rows = [_exact_row(search, cell, *name) for name in literal.tolist()]
+    rows = [exact_row(search, cell, *name) for name in literal.tolist()]
     at, radius = exact.rationals(u), search.radius[cell.window]
     gaps = [value + slope @ at for slope, value in rows]
     steps = np.zeros(len(u))
@@ -360,11 +360,3 @@ def exact_steps(search: Search, cell: Cell, literal: np.ndarray, u: np.ndarray) 
         if not (-behind <= moved <= ahead):
             steps[j] = 0.0
     return steps
-
-
-def _exact_row(search: Search, cell: Cell, stage: int, entry: int, sign: int) -> tuple[Any, Any]:
-    while cell.stage > stage:
-        assert cell.parent is not None
-        cell = cell.parent
-    slope, value = exactly(search, cell)
-    return slope[entry] * sign, value[entry] * sign

@@ -49,7 +49,7 @@ class Nodes(NamedTuple):
 
 def children(search: Search, cells: list[Cell]) -> Iterator[list[Cell]]:
     """The cells into which their stage cuts these, as they are found; none in the last stage,
-    where they are only counted."""
+    where they are only counted unless the search keeps them."""
     window = np.array([c.window for c in cells])
     batch, unit, cut, nodes = _begin(search, cells, window)
     stack = [nodes]
@@ -184,11 +184,11 @@ def _split(search: Search, batch: Batch, window, order, nodes: Nodes) -> Nodes:
 
 
 def _leaves(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
-    """The cells of the next stage; of the last, only what is asked of them is kept."""
+    """The cells of the next stage; of the last, only what is asked of them unless all are kept."""
     stage = batch.cells[0].stage + 1
     window = np.array([c.window for c in batch.cells])[nodes.parent]
     radius = search.radius[window]
-    last = stage == len(search.net.stages)
+    last = stage == len(search.net.stages) and not search.keep
     if last:
         if search.recorder is not None:
             numbers = np.array([c.number for c in batch.cells])[nodes.parent]

@@ -1,0 +1,73 @@
+"""Where the affine maps of two neighbours agree, in windows of any dimension.
+
+Both maps are the same on the facet, so they agree iff their slopes along one axis do that crosses
+it. A slope is a difference quotient between two points of the closed cell.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxregions import exact
+from jaxregions.engines.affine import outputs_at, signed_sums
+from jaxregions.engines.facets import Facets
+from jaxregions.engines.points import Ledger, U
+
+__all__ = ["agreeing_maps"]
+
+
+def agreeing_maps(inner: Ledger, step: np.ndarray, facets: Facets, known: np.ndarray) -> np.ndarray:
+    """(G,) whether the affine maps on both sides of a facet agree exactly.
+
+    Args:
+      inner: of the cells' witness points. step: (F, k) to more points of the closed cells.
+      known: (G,) facets where they are known to agree.
+    """
+    u, (slope, error) = inner.vertices.u, _enclosed(inner, step)
+    left, right = facets.left, facets.right
+    with np.errstate(all="ignore"):
+        wide = (error[left] + error[right]) * (1 + 8 * U)
+        apart = (np.abs(slope[left] - slope[right]) > wide).any(axis=1)
+    open_ = np.flatnonzero(~known & ~apart)
+    inner.decisions += len(known)
+    inner.settled_exactly += len(open_)
+    values: dict[tuple[int, int], np.ndarray] = {}
+
+    def outputs(cell: int, axis: int) -> np.ndarray:
+        if (cell, axis) not in values:
+            at = u[cell].copy()
+            if axis >= 0:
+                at[axis] += step[cell, axis]
+            window = int(inner.vertices.window[cell])
+            values[cell, axis] = outputs_at(inner, window, exact.rationals(at))
+        return values[cell, axis]
+
+    def along(cell: int, axis: int) -> np.ndarray:
+        start = u[cell, axis]
+        length = exact.rational(start + step[cell, axis]) - exact.rational(start)
+        return (outputs(cell, axis) - outputs(cell, -1)) / length
+
+    same = known.copy()
+    for facet in open_.tolist():
+        a, b, axis = (int(c[facet]) for c in (left, right, facets.axis))
+        axes = range(u.shape[1]) if axis < 0 else (axis,)
+        pairs = (zip(along(a, j), along(b, j), strict=True) for j in axes)
+        same[facet] = all(p == q for pair in pairs for p, q in pair)
+    return same
+
+
+def _enclosed(inner: Ledger, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes (F, k) of one signed sum of the outputs, and their error bounds."""
+    u = inner.vertices.u
+    value, bound = signed_sums(inner, u)
+    slope, error = np.empty(u.shape), np.empty(u.shape)
+    for axis in range(u.shape[1]):
+        at = u.copy()
+        at[:, axis] += step[:, axis]
+        z, spread = signed_sums(inner, at)
+        spread = spread + bound + 2 * U * (np.abs(z) + np.abs(value))
+        with np.errstate(all="ignore"):
+            slope[:, axis] = (z - value) / step[:, axis]
+            error[:, axis] = spread / np.abs(step[:, axis]) * (1 + 8 * U)
+        error[:, axis] += 8 * U * np.abs(slope[:, axis]) + np.finfo(np.float64).tiny
+    return slope, error
