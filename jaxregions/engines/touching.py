@@ -18,7 +18,6 @@ from jaxregions.engines.farkas import decide
 from jaxregions.engines.margins import Margins, solve_margins
 from jaxregions.engines.programs import MarginProgram
 from jaxregions.engines.search import Cell, Search, exact_row
-from jaxregions.engines.sides import SMALL_DIMENSION
 
 __all__ = ["touching"]
 
