@@ -150,6 +150,7 @@ def test_breakpoints_of_one_unit_are_parallel_and_need_no_rationals():
     assert few.regions == oracles.count_cells(rows, [1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_order_scale_and_sign_of_the_hyperplanes_do_not_matter():
     rng = np.random.default_rng(5)
     normal, offset = rng.normal(size=(20, 3)), 0.3 * rng.normal(size=(20, 1))

@@ -58,6 +58,7 @@ def test_an_output_that_is_a_file_is_rejected(tmp_path):
     assert file.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_interrupting_says_how_to_continue(tmp_path, monkeypatch):
     from jaxregions.study import runner
 

@@ -271,6 +271,7 @@ def test_a_training_loop_can_jit_the_measurement(x64):
     assert (expected.hits[:, 1] >= 0).any()
 
 
+@pytest.mark.slow
 def test_traced_windows_of_a_known_network():
     batch = windows(9, 0.1, k=2)
     traced = jax.jit(lambda w: jr.stage_hits(NET, w))(jax.tree.map(jnp.float32, batch))

@@ -102,7 +102,10 @@ def test_patterns_are_those_of_the_witnesses_and_all_different(part):
     assert all(inside(corners(part, c), u) for c, u in enumerate(part.witness))
 
 
-@pytest.mark.parametrize(("seed", "hows"), [(2, ("relu",) * 3), (3, ("hard_tanh", 2, "relu"))])
+@pytest.mark.parametrize(
+    ("seed", "hows"),
+    [(2, ("relu",) * 3), pytest.param(3, ("hard_tanh", 2, "relu"), marks=pytest.mark.slow)],
+)
 def test_patterns_of_degenerate_networks_are_those_of_evaluation(seed, hows):
     net = traced(integer_layers(seed, (3, 5, 4, 3), hows))
     window = integer_windows(seed, 1, 3, 2)[0]

@@ -103,6 +103,7 @@ def test_thin_wedges_are_counted(power):
     assert counts.affine_regions.tolist() == [7, 7]
 
 
+@pytest.mark.slow
 def test_far_and_tiny_windows_around_crossings_are_counted_exactly():
     rng = np.random.default_rng(0)
     layers = gaussian_layers(1, (2, 4, 3, 1))

@@ -162,6 +162,7 @@ def test_neighbouring_regions_have_different_colours_of_at_most_six(part):
     assert (colors[part.left] != colors[part.right]).any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_cells_of_one_region_have_one_colour_and_no_line_between():
     part = partition(maximum, Window(np.zeros(3), 2.0, SKEWED))
     assert part.activation_regions < len(part.region)

@@ -70,7 +70,12 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize(
-    ("wrap", "d"), [("lambda", 64), ("jit", 2), pytest.param("vmap", 64, marks=pytest.mark.slow)]
+    ("wrap", "d"),
+    [
+        pytest.param("lambda", 64, marks=pytest.mark.slow),
+        ("jit", 2),
+        pytest.param("vmap", 64, marks=pytest.mark.slow),
+    ],
 )
 def test_wrapping_the_function_keeps_the_hyperplanes_concurrent(wrap, d):
     f, center, _ = conditioned(30, d)

@@ -92,6 +92,7 @@ def test_zeros_that_rounding_puts_in_the_wrong_order_keep_their_places(seed):
         assert abs(exact - Fraction(float(u))) <= Fraction(float(error))
 
 
+@pytest.mark.slow
 def test_sampling_a_segment_finds_every_region_and_no_other():
     layers = gaussian_layers(5, (6, 8, 8, 1))
     window = jr.Window(np.zeros(6), 2.0, basis=np.random.default_rng(2).normal(size=(6, 1)))

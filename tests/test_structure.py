@@ -66,7 +66,7 @@ def test_everything_else_counts():
     assert len(set(found)) == len(found)
 
 
-@pytest.mark.parametrize("make", [mlp, batchnorm])
+@pytest.mark.parametrize("make", [mlp, pytest.param(batchnorm, marks=pytest.mark.slow)])
 def test_shared_code_uses_the_parameters_at_hand(make):
     nets = [make(seed) for seed in range(3)]
     size = nets[0].input_shape[0]

@@ -15,6 +15,8 @@ from jaxregions.study.figures import draw_expected
 from jaxregions.study.measure import first_layer, scene
 from jaxregions.zoo import MLP
 
+pytestmark = pytest.mark.slow  # compiles the estimator
+
 CONFIG = StudyConfig(
     dataset="moons", widths=(6,), epochs=0, windows=9, slice_radii=(0.3,), batch_size=64, quick=True
 )

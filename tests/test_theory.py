@@ -331,6 +331,7 @@ def test_gradients_under_jit():
         assert gradient[which][slot] == pytest.approx(slope, rel=1e-8)
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_without_height():
     def count(center):
         window = jr.Window(np.zeros(2), 0.5)
