@@ -23,7 +23,7 @@ from jaxregions.zoo import MLP
 __all__ = ["Expected", "expected", "regions", "rows", "sentence"]
 
 POINTS, LINE = 8, 65  # distances of the estimates, and of the closed form's line
-SAMPLES, QUICK_SAMPLES = 2000, 500
+SAMPLES, QUICK_SAMPLES = 1000, 500
 BEYOND = 1.25  # the ray ends at this multiple of the largest distance of a data window
 STREAM = 30_000  # of the random key, apart from the scene's
 

@@ -325,7 +325,8 @@ def _network(config: StudyConfig, table: Table) -> Figure:
 
 def _full(config: StudyConfig, raw: Results, d: int) -> Figure:
     times = full_epochs(config)
-    figure, axes = _figure(1, len(times), 4.7 * len(times) + 0.4, 4, sharey=True)
+    shared = {"sharex": True, "sharey": True}
+    figure, axes = _figure(1, len(times), 4.7 * len(times) + 0.4, 4, **shared)
     for ax, epoch in zip(axes[0], times, strict=True):
         for model, kind, style in _styles():
             of = quartiles(raw[model][epoch], kind)

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 FULL = "full_"  # prefix of a checkpoint's numbers
-MOST = 1_000  # regions in a window; beyond, the count ends with a lower bound
+MOST = 500  # regions in a window; beyond, the count ends with a lower bound
 SHARE = 4  # of the windows, every 4th
 
 
@@ -45,7 +45,7 @@ def count(
     """Exact counts in the boxes around some of the centres, F of each kind; L hidden layers.
 
     A window with more than ``MOST`` regions has more than that at every larger radius too, where it
-    is not counted again.
+    is not counted again. Where these are most windows of both kinds, nothing is counted any more.
 
     Args:
       advance: called after each radius.
@@ -61,11 +61,13 @@ def count(
     regions, exact = [], []
     for radius in config.radii:
         at = np.flatnonzero(going)
-        if len(at):
+        if 2 * len(at) >= len(flat):
             windows = Window(flat[at], radius)
             found = count_regions(net, windows, max_regions=MOST, progress=False)
             bound[at] = np.maximum(bound[at], found.activation_regions)
             going[at] = found.certified & (found.status == Status.COMPLETE)
+        else:
+            going[:] = False
         regions.append(bound.reshape(shape).copy())
         exact.append(going.reshape(shape).copy())
         advance()
