@@ -127,8 +127,8 @@ def test_means_and_paired_differences_follow_from_the_raw_counts(finished):
         (mean,) = (
             r["mean"]
             for r in rows
-            if (r["model"], r["epoch"], r["layer"], r["kind"], r["quantity"])
-            == (model, 1, 2, "control", "regions_through_layer")
+            if (r["model"], r["epoch"], r["layer"], r["kind"], r["dimension"], r["quantity"])
+            == (model, 1, 2, "control", 2, "regions_through_layer")
         )
         assert mean == pytest.approx(values.mean())
 
