@@ -143,7 +143,7 @@ def expected_refinement(
         "none": hits alone; "auto": "exact" for k = 1, 2, else "bracket".
       generic: take it as known that no two hyperplanes of the first layer coincide and no three
         meet in a point, but for offset exactly 0. So it is with probability one for dense layers
-        whose weights have a density; several times faster, and not ``certified``.
+        whose weights have a density; up to twice as fast, and not ``certified``.
       block_size: samples measured together on one device, a power of two; default by memory.
       args, kwargs: passed to the model behind x, such as kwargs={"train": False}.
       progress: draw a bar; default: on a terminal, for calls that last.
