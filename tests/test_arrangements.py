@@ -107,6 +107,7 @@ def test_concurrent_hyperplanes_count_exactly_in_space_at_n_200():
     assert (count_arrangement(planes, jr.Window(centers, 0.5)).regions == 39802).all()
 
 
+@pytest.mark.slow
 def test_slice_through_the_common_point_counts_exactly():
     rng = np.random.default_rng(0)
     n, d = 40, 64

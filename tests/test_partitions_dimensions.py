@@ -320,7 +320,7 @@ def test_without_segments_programs_find_the_facets(part, monkeypatch):
     monkeypatch.setattr(touching, "_holds", every_other)
     again = jr.partition(traced(LAYERS), CUBE)
     assert neighbours(again) == neighbours(part)
-    monkeypatch.setattr(touching, "SMALL_DIMENSION", 0)
+    monkeypatch.setattr(touching, "_FEW", 0)
     again = jr.partition(traced(LAYERS), CUBE)
     assert neighbours(again) == neighbours(part)
     assert again.settled_exactly == part.settled_exactly

@@ -246,6 +246,7 @@ def train_to(weight, steps=60):
     return params, jax.lax.scan(step, start, length=steps)[0][0]
 
 
+@pytest.mark.slow
 def test_training_raises_and_lowers_refinement_near_the_data():
     x, _ = examples()
     windows = jr.Window(x, 0.2)

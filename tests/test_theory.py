@@ -305,6 +305,7 @@ def regions(center, radius, ground, A):
     )
 
 
+@pytest.mark.slow
 def test_gradients_under_jit():
     rng = np.random.default_rng(3)
     arguments = [rng.normal(size=2), np.array([0.3, 0.5]), np.array(0.4), rng.normal(size=(3, 2))]

@@ -163,6 +163,7 @@ def test_twins_start_from_the_same_weights():
     assert_same_bits({k: batch["params"][k] for k in none["params"]}, none["params"])
 
 
+@pytest.mark.slow
 def test_a_second_run_compiles_nothing():
     """Default optimizer, another key, other data of the same shape."""
     model = MLP((7,), 4)
