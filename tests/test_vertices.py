@@ -15,6 +15,7 @@ from jaxregions import zoo
 from jaxregions.engines import vertices
 from jaxregions.engines.complexes import tables
 from jaxregions.engines.frontier import Status
+from jaxregions.engines.points import Vertices
 from jaxregions.engines.vertices import count
 
 
@@ -335,3 +336,12 @@ def test_many_windows_in_one_call_are_counted_as_alone(net):
     alone = [count(net, windows[np.arange(i, i + 1)]) for i in range(0, 30, 7)]
     assert found.by_stage[::7].tolist() == [a.by_stage[0].tolist() for a in alone]
     assert found.hits[::7].tolist() == [a.hits[0].tolist() for a in alone]
+
+
+def test_rows_of_vertices_by_mask_and_by_number():
+    none = np.arange(3)
+    every = Vertices(np.eye(3), np.arange(3.0), none, none, none, none, none, none)
+    for mask in (np.array([False, True, True]), np.zeros(3, bool)):
+        for picked, numbered in zip(every.rows(mask), every.rows(np.flatnonzero(mask)), strict=True):
+            np.testing.assert_array_equal(picked, numbered)
+        np.testing.assert_array_equal(every.rows(mask).u, np.eye(3)[mask])

@@ -62,6 +62,9 @@ class Vertices(NamedTuple):
     def rows(self, index: Any) -> Vertices:
         if isinstance(index, slice):
             return Vertices(*(column[index] for column in self))
+        index = np.asarray(index)
+        if index.dtype == bool:  # ``take``, which is faster, reads a mask as numbers
+            index = np.flatnonzero(index)
         return Vertices(*(column.take(index, axis=0) for column in self))
 
     def extended(self, *more: Vertices) -> Vertices:
