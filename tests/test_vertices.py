@@ -342,6 +342,7 @@ def test_rows_of_vertices_by_mask_and_by_number():
     none = np.arange(3)
     every = Vertices(np.eye(3), np.arange(3.0), none, none, none, none, none, none)
     for mask in (np.array([False, True, True]), np.zeros(3, bool)):
-        for picked, numbered in zip(every.rows(mask), every.rows(np.flatnonzero(mask)), strict=True):
+        by_number = every.rows(np.flatnonzero(mask))
+        for picked, numbered in zip(every.rows(mask), by_number, strict=True):
             np.testing.assert_array_equal(picked, numbered)
         np.testing.assert_array_equal(every.rows(mask).u, np.eye(3)[mask])
