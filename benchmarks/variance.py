@@ -41,7 +41,7 @@ def hits_given_weights(
     Raises:
       ValueError: shapes that do not fit.
 
-    Source: README, "The mathematics", window criterion and expected refinement.
+    Source: MATHEMATICS.md, window criterion and expected refinement.
     """
     value, slopes = _projected(normal, windows)
     reach = jnp.einsum("wnk,wk->wn", abs(slopes), windows.radii(), precision="highest")
@@ -72,7 +72,7 @@ def regions_given_weights(
     Raises:
       ValueError: k > 2, shapes that do not fit.
 
-    Source: README, "The mathematics", expected refinement.
+    Source: MATHEMATICS.md, expected refinement.
     """
     if windows.dimension > 2:
         raise ValueError(f"expected windows of dimension 1 or 2, received {windows.dimension}")

@@ -46,7 +46,7 @@ class PiecewiseLinear:
       ValueError: lengths that do not fit, unsorted or repeated breakpoints, equal adjacent slopes,
         or a number that is not finite.
 
-    Source: README, "The mathematics": phi, tau_k, a_k.
+    Source: MATHEMATICS.md: phi, tau_k, a_k.
     """
 
     breakpoints: tuple[float, ...]

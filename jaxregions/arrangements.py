@@ -61,7 +61,7 @@ def count_arrangement(planes: Hyperplanes, windows: Window) -> ArrangementCounts
       ValueError: k > 3, shapes that do not fit, traced arguments (the result is exact, so it needs
         the numbers).
 
-    Source: README, "The mathematics", regions; T. Zaslavsky, Facing up to arrangements (1975).
+    Source: MATHEMATICS.md, regions; T. Zaslavsky, Facing up to arrangements (1975).
     """
     _check_pair(planes, windows)
     if is_traced(planes, windows):
@@ -106,7 +106,7 @@ def region_bracket(hits: Any, dimension: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: negative hits, dimension < 1.
 
-    Source: README, "The mathematics", regions.
+    Source: MATHEMATICS.md, regions.
     """
     hits = np.asarray(hits)
     if dimension < 1 or (hits < 0).any():

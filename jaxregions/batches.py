@@ -123,7 +123,7 @@ def batch_dependence(
         ``condition`` raises.
       NotPiecewiseAffineError: the model is not piecewise affine.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     data, sizes = _checked(variables, data, windows, batch_sizes, num_batches, count)
     state, conditioned, inference = _functions(model, variables, args, kwargs, method, rngs)

@@ -35,7 +35,7 @@ def log_density(regions: Any, windows: Window, *, count: str = "activation") -> 
       ValueError: a count below 1 (affine regions that were not counted too), shapes that do not
         broadcast.
 
-    Source: README, "The mathematics", density.
+    Source: MATHEMATICS.md, density.
     """
     if count not in ("activation", "affine"):
         raise ValueError(f"count: expected 'activation' or 'affine', received {count!r}")
@@ -90,7 +90,7 @@ def soft_hits(planes: Hyperplanes, windows: Window, temperature: Any) -> jax.Arr
       ValueError: planes and windows of different input dimension or leading shapes, a temperature
         that is not a positive number in the inputs' precision.
 
-    Source: README, "The mathematics", window criterion.
+    Source: MATHEMATICS.md, window criterion.
     """
     _check_pair(planes, windows)
     dtype = jnp.result_type(*jax.tree.leaves((planes, windows)), jnp.float32)

@@ -68,7 +68,7 @@ def pull_back(net: CPAFunction, x: Any, *, stage: int, rows: Any = None) -> Hype
       ValueError: a point of another shape, a point that is not finite, a stage or row that does
         not exist.
 
-    Source: README, "The mathematics", transfer through depth.
+    Source: MATHEMATICS.md, transfer through depth.
     """
     if not 0 <= stage < len(net.stages):
         existing = f"0 to {len(net.stages) - 1}" if net.stages else "none (an affine function)"
@@ -149,7 +149,7 @@ def stage_hits(net: CPAFunction, windows: Window, *, progress: bool | None = Non
     Raises:
       ValueError: windows of another input dimension.
 
-    Source: README, "The mathematics", transfer through depth.
+    Source: MATHEMATICS.md, transfer through depth.
     """
     hits = _measured(net, windows, _hits, progress)[0]
     before = hits.cumsum(axis=-1) - hits
@@ -180,7 +180,7 @@ def critical_scales(
     Raises:
       ValueError: windows of another input dimension.
 
-    Source: README, "The mathematics", transfer through depth.
+    Source: MATHEMATICS.md, transfer through depth.
     """
     scales = _measured(net, windows, _scales, progress)
     xp = jnp if is_traced(scales) else np

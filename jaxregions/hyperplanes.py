@@ -41,7 +41,7 @@ class Hyperplanes:
     Raises:
       ValueError: shapes that do not fit, NaN, an infinite normal or point, an offset of -inf.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
 
     normal: np.ndarray
@@ -105,7 +105,7 @@ def margins(planes: Hyperplanes, windows: Window) -> Any:
     Raises:
       ValueError: planes and windows of different input dimension or leading shapes.
 
-    Source: README, "The mathematics", window criterion.
+    Source: MATHEMATICS.md, window criterion.
     """
     _check_pair(planes, windows)
     value, reach = _values(planes, windows)
@@ -157,7 +157,7 @@ def count_hits(planes: Hyperplanes, windows: Window, *, dtype: Any = np.float32)
     Raises:
       ValueError: as ``margins``; a dtype other than float32 and float64.
 
-    Source: README, "The mathematics", window criterion.
+    Source: MATHEMATICS.md, window criterion.
     """
     _check_pair(planes, windows)
     if np.dtype(dtype) not in (np.float32, np.float64):
@@ -259,7 +259,7 @@ def dense_hyperplanes(
     Raises:
       ValueError: shapes that do not fit, NaN or infinities, an activation without breakpoints.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     kernel = as_array(kernel, "kernel")
     if kernel.ndim != 2:

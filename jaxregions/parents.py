@@ -110,7 +110,7 @@ def parent_region(net: CPAFunction, x: Any, *, stage: int, maps: bool = True) ->
       ValueError: a point on a switching hyperplane (names its units), of another shape or not
         finite; a stage that does not exist; a function over tracers.
 
-    Source: README, "The mathematics", transfer through depth.
+    Source: MATHEMATICS.md, transfer through depth.
     """
     flat = _point(net, x, stage)
     pattern = _pattern(net, flat, stage)
@@ -156,7 +156,7 @@ def in_parent_region(
       ValueError: windows of another input dimension, a stage that does not exist, tracers, a limit
         that is not positive.
 
-    Source: README, "The mathematics", transfer through depth.
+    Source: MATHEMATICS.md, transfer through depth.
     """
     _require_stage(net, stage)
     net, limits = prepared(net, windows, None, None, None, max_seconds)
@@ -195,7 +195,7 @@ def embedding(
     Raises:
       ValueError: as ``parent_region``; a basis of another shape, or of dependent columns.
 
-    Source: README, "The mathematics", transfer through depth.
+    Source: MATHEMATICS.md, transfer through depth.
     """
     flat = _point(net, x, stage)
     window = Window(flat[None], 1.0, basis)
@@ -230,7 +230,7 @@ def stage_tables(net: CPAFunction, certificate: Certificate) -> list[tuple[Stage
     Raises:
       ValueError: a certificate of a count that was stopped, or of another function.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     cuts = stage_cuts(net, certificate)
     played = [any(g.contest is not None for g in s.groups) for s in net.stages]

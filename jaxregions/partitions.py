@@ -143,7 +143,7 @@ def partition(
     Raises:
       NotPiecewiseAffineError, ValueError: as ``count_regions``; several windows.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds)
     if window.batch_shape != ():
@@ -353,7 +353,7 @@ def level_set(
       ValueError: an output that does not exist, an incomplete partition, a window of dimension 3
         and above (take a slice; ``slope`` and ``intercept`` hold the hyperplane of every cell).
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     if part.window.dimension > 2:
         raise ValueError(
@@ -389,7 +389,7 @@ def to_dict(part: Partition) -> dict[str, np.ndarray]:
 
     Stage s's pattern is "pattern_s", its table "stage_s_children" and so on.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     skip = ("window", "patterns", "tables")
     out = {n: np.asarray(v) for n, v in vars(part).items() if n not in skip}
@@ -409,7 +409,7 @@ def to_networkx(part: Partition) -> Any:
     Raises:
       ImportError: networkx is not installed.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     try:
         import networkx

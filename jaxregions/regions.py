@@ -108,7 +108,7 @@ def count_regions(
       ValueError: windows of another dimension, a traced window or function (under jit), limits
         that are not positive; affine regions from "vertices" or with a certificate.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     net, limits = prepared(f, windows, input_shape, engine, max_regions, max_seconds)
     flat = windows.reshape(-1)
@@ -198,8 +198,7 @@ def estimate_regions(
       ValueError: as ``count_regions``; several windows, fewer than 2 descents, maxima over many
         candidates.
 
-    Source: D. Knuth, "Estimating the efficiency of backtrack programs" (1975); README, "The
-    mathematics", exact partitions.
+    Source: D. Knuth, "Estimating the efficiency of backtrack programs" (1975); MATHEMATICS.md, exact partitions.
     """
     net, limits = prepared(f, window, input_shape, None, None, max_seconds)
     if window.batch_shape != ():

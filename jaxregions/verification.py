@@ -52,7 +52,7 @@ def verify(net: CPAFunction, window: Any, certificate: Any) -> bool | str:
     Returns:
       True, or a description of the first thing that fails.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     try:
         checked = _Checked(net, window, certificate)

@@ -37,7 +37,7 @@ class Window:
       ValueError: shapes that do not fit, NaN or infinities, a radius <= 0, a basis without full
         column rank, an anchor that is not in the slice (to rounding).
 
-    Source: README, "The mathematics", windows.
+    Source: MATHEMATICS.md, windows.
     """
 
     center: np.ndarray

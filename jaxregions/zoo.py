@@ -61,7 +61,7 @@ class MLP(_Network):
       ValueError: an unknown norm, a size that is not a positive integer, a standard deviation or
         epsilon that is negative, a momentum outside [0, 1], an activation of another kind.
 
-    Source: README, "The mathematics", notation and expected refinement.
+    Source: MATHEMATICS.md, notation and expected refinement.
     """
 
     widths: tuple[int, ...] = (128, 128)
@@ -93,7 +93,7 @@ class SmallCNN(_Network):
     Raises:
       ValueError: as in ``MLP``; at the call, an input without space axes or too small to pool.
 
-    Source: README, "The mathematics", recentring (convolutions).
+    Source: MATHEMATICS.md, recentring (convolutions).
     """
 
     channels: tuple[int, ...] = (8, 16)
@@ -140,7 +140,7 @@ class SmallResNet(_Network):
     Raises:
       ValueError: as in ``MLP``; at the call, an input without space axes.
 
-    Source: README, "The mathematics", recentring (convolutions).
+    Source: MATHEMATICS.md, recentring (convolutions).
     """
 
     channels: tuple[int, ...] = (8, 16)
@@ -177,8 +177,7 @@ class ResNet18(_Network):
     Raises:
       ValueError: as in ``MLP``; at the call, an input without space axes.
 
-    Source: He et al., "Deep Residual Learning for Image Recognition" (2016); README, "The
-    mathematics", recentring (convolutions).
+    Source: He et al., "Deep Residual Learning for Image Recognition" (2016); MATHEMATICS.md, recentring (convolutions).
     """
 
     width: int = 64

@@ -58,7 +58,7 @@ def centroid(batch: Any) -> Any:
     Raises:
       ValueError: an empty batch, NaN or infinity, a sum beyond the float64 range.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     batch = as_batch(batch)
     if is_traced(batch):
@@ -80,7 +80,7 @@ class BatchHyperplanes:
       tau_k; offsets (n, K).
     std: s_i = sqrt(var_i + epsilon), (n,), the biased batch variance.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
 
     reference: Hyperplanes
@@ -126,7 +126,7 @@ def batch_hyperplanes(
       ValueError: shapes that do not fit, a batch of one example, NaN or infinity, epsilon < 0, or
         epsilon = 0 with a unit that is constant on the batch though w_i != 0.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     batch = as_batch(batch)
     kernel = _numbers(kernel, "kernel")

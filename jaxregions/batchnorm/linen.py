@@ -22,7 +22,7 @@ def intercept(normalize: Normalize):
 class LinenWithoutBatchNorm:
     """A linen model whose BatchNorms are z -> gamma z + beta, on the same variables.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
 
     model: nn.Module

@@ -67,7 +67,7 @@ def condition(
         infinite parameters, a constant feature with epsilon = 0, BatchNorm inside a lifted or
         jitted part of the model; from f: an x of another shape.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     run, state = _runner(model, variables, method, rngs)
     batch = as_batch(batch)
@@ -115,7 +115,7 @@ def without_batchnorm(model: Any) -> Any:
     Raises:
       ValueError: not a flax model.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     if isinstance(model, linen.Module):
         return linen_models.LinenWithoutBatchNorm(model)

@@ -158,7 +158,7 @@ def expected_refinement(
         finite numbers.
       NotPiecewiseAffineError: a model that is not continuous piecewise affine.
 
-    Source: README, "The mathematics", expected refinement.
+    Source: MATHEMATICS.md, expected refinement.
     """
     checks.require_numbers(num_samples, confidence, target_standard_error, block_size)
     checks.require_names(stages, regions)

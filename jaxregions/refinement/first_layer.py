@@ -25,7 +25,7 @@ def first_hyperplanes(net: CPAFunction, centroid: Any) -> Hyperplanes:
     a convolution), so z - mean is exactly 0 at p and the concurrency of the hyperplanes is kept.
     Breakpoints of one pre-activation are one family of parallels.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     program = net.program
     point = np.zeros(net.input_shape)

@@ -67,7 +67,7 @@ def measure_planes(planes: Hyperplanes, windows: Window, *, simple: bool = False
     Raises:
       ValueError: windows with other than one leading axis, 64-bit numbers not enabled.
 
-    Source: README, "The mathematics", window criterion and regions.
+    Source: MATHEMATICS.md, window criterion and regions.
     """
     if len(windows.batch_shape) != 1:
         raise ValueError(

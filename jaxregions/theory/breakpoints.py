@@ -54,7 +54,7 @@ def breakpoint_hit_probability(
     Raises:
       ValueError: arguments that do not fit, traced ones.
 
-    Source: README, "The mathematics", expected refinement.
+    Source: MATHEMATICS.md, expected refinement.
     """
     if is_traced(windows, center, variance, breakpoints, epsilon, weight_std):
         raise ValueError("expected concrete arguments, received traced ones")

@@ -113,7 +113,7 @@ def conditions(
       ValueError: not exactly one of batch and center, shapes that do not fit, tracers, numbers out
         of range.
 
-    Source: README, "The mathematics", expected refinement.
+    Source: MATHEMATICS.md, expected refinement.
     """
     if is_traced(windows, weight_std, bias_std, batch, center, covariance, A, a):
         raise ValueError("expected concrete arguments, received traced ones")

@@ -75,7 +75,7 @@ def crossing_probabilities(
       ValueError: shapes that do not fit, numbers out of range, traced arguments with k >= 3,
         k > 10.
 
-    Source: README, "The mathematics", expected refinement.
+    Source: MATHEMATICS.md, expected refinement.
     """
     lifted = lift.problem(
         windows, weight_std=weight_std, bias_std=bias_std, center=center, A=A, a=a
@@ -106,7 +106,7 @@ def polygon_crossing_probabilities(
     Raises:
       ValueError: polygons that are not strictly convex, shapes that do not fit.
 
-    Source: README, "The mathematics", expected refinement.
+    Source: MATHEMATICS.md, expected refinement.
     """
     lifted, relative = lift.polygon_problem(
         vertices, weight_std=weight_std, bias_std=bias_std, center=center, A=A, a=a

@@ -99,7 +99,7 @@ def bounded_values(
     Raises:
       ValueError: x of another shape or precision.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     groups = prepared.net.stages[stage].groups
     slots = [s for g in groups for s in (g.left, g.right) if is_slot(s)]

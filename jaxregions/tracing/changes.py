@@ -76,7 +76,7 @@ def changed_outputs(
       pieces: of ``pieces_of``.
       here, there: (x, error) as for ``bounded_values``, of a point inside each cell.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     program = prepared.net.program
     start = Sides(at_point(*here), at_point(*there), jnp.zeros(prepared.net.input_shape, bool))

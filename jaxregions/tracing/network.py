@@ -48,7 +48,7 @@ class CPAFunction:
     dropped: switching values left out because they vanish together with another one, or never
       change sign since they do not depend on the input.
 
-    Source: README, "The mathematics", switching values.
+    Source: MATHEMATICS.md, switching values.
     """
 
     input_shape: tuple[int, ...]
@@ -112,7 +112,7 @@ def trace(f: Callable[[Any], Any], example_x: Any) -> CPAFunction:
         continuous; names the primitive and the source line.
       ValueError: an example that is not finite numbers.
 
-    Source: README, "The mathematics", switching values.
+    Source: MATHEMATICS.md, switching values.
     """
     if isinstance(f, CPAFunction):
         return f

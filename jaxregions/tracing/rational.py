@@ -83,7 +83,7 @@ def exact_values(net: CPAFunction, x: Any, stage: int) -> np.ndarray:
       ValueError: another shape, entries that are no finite numbers, no such stage, a function that
         closes over tracers.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     return np.concatenate([np.zeros(0, object), *map(rationals, _differences(net, x, stage))])
 
@@ -93,7 +93,7 @@ def exact_signs(net: CPAFunction, x: Any, stage: int) -> np.ndarray:
 
     Args, Raises: as for ``exact_values``.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     tops = [d.top for d in _differences(net, x, stage)]
     top = np.concatenate([np.zeros(0, object), *tops])
@@ -108,7 +108,7 @@ def exact_outputs(net: CPAFunction, x: Any) -> list[np.ndarray]:
     Raises:
       ValueError: as for ``exact_values``, and an infinite output.
 
-    Source: README, "The mathematics", recentring.
+    Source: MATHEMATICS.md, recentring.
     """
     return exact_slots(net, x, net.program.outputs)
 

@@ -22,7 +22,7 @@ def representation(net: CPAFunction, x: Any, stage: int) -> Any:
     (a skip connection, the input itself) enter the stage's affine map separately. For
     stage = number of stages, what enters the affine map to the outputs.
 
-    Source: README, "The mathematics", transfer through depth.
+    Source: MATHEMATICS.md, transfer through depth.
     """
     values = slot_values(net, x, _entering(net, stage))
     return jnp.concatenate([jnp.zeros(0, jnp.asarray(x).dtype), *map(jnp.ravel, values)])
