@@ -198,7 +198,8 @@ def estimate_regions(
       ValueError: as ``count_regions``; several windows, fewer than 2 descents, maxima over many
         candidates.
 
-    Source: D. Knuth, "Estimating the efficiency of backtrack programs" (1975); MATHEMATICS.md, exact partitions.
+    Source: D. Knuth, "Estimating the efficiency of backtrack programs" (1975);
+    MATHEMATICS.md, exact partitions.
     """
     net, limits = prepared(f, window, input_shape, None, None, max_seconds)
     if window.batch_shape != ():

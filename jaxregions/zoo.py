@@ -177,7 +177,8 @@ class ResNet18(_Network):
     Raises:
       ValueError: as in ``MLP``; at the call, an input without space axes.
 
-    Source: He et al., "Deep Residual Learning for Image Recognition" (2016); MATHEMATICS.md, recentring (convolutions).
+    Source: He et al., "Deep Residual Learning for Image Recognition" (2016);
+    MATHEMATICS.md, recentring (convolutions).
     """
 
     width: int = 64

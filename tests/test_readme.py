@@ -1,4 +1,4 @@
-"""The README's Python blocks print what their comments say; MATHEMATICS.md has the sections cited."""
+"""The README's Python blocks print what their comments say; the sections cited exist."""
 
 import contextlib
 import io
