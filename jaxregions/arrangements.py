@@ -174,21 +174,23 @@ def _gather(task: Problem, part: np.ndarray, hit: np.ndarray, size: int) -> Rows
     basis = np.eye(d) if task.basis is None else task.basis[0 if len(task.basis) == 1 else part]
     radius = task.radius[part][:, None]
     slope = (normal @ basis) * radius
-    bound = exact.gamma(d + 8, np.float64)
-    slope_error = bound * (abs(normal) @ abs(basis)) * radius
+    bound, length = exact.gamma(d + 8, np.float64), _criterion.size_of(normal)
+    lost = (2 * d * k + 16) * _LEAST  # of products that underflow
+    slope_error = bound * (abs(normal) @ abs(basis)) * radius + lost * (1 + radius)
     value = np.einsum("wmd,wd->wm", normal, moved) - offset
     value_error = exact.gamma(2 * (d + k) + 16, np.float64) * (
-        extent[:, None] * _criterion.size_of(normal) + abs(offset)
+        extent[:, None] * length + abs(offset)
     )
+    value_error = value_error + lost * (1 + length)
     # Rows scaled by powers of two: exact, and the crossings stay where they are.
-    scale = np.ldexp(1.0, -np.frexp(abs(slope).max(-1))[1])
+    power = -np.frexp(abs(slope).max(-1))[1]
     common, concurrent, inside = _common_points(task, part)
     index = np.where(padding, -1, index)
     return Rows(
         index,
         np.where(padding, -1, unit),
-        Ball(slope * scale[..., None], slope_error * scale[..., None] + _SMALL),
-        Ball(value * scale, value_error * scale + _SMALL),
+        Ball(*_scaled(slope, slope_error, power[..., None])),
+        Ball(*_scaled(value, value_error, power)),
         (offset == 0) & concurrent[:, None] & ~padding,
         common,
         inside,
@@ -196,6 +198,12 @@ def _gather(task: Problem, part: np.ndarray, hit: np.ndarray, size: int) -> Rows
 
 
 _SMALL = np.finfo(np.float64).tiny
+_LEAST = np.finfo(np.float64).smallest_subnormal
+
+
+def _scaled(mid: np.ndarray, rad: np.ndarray, power: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    with np.errstate(over="ignore"):  # an infinite ball decides nothing
+        return np.ldexp(mid, power), np.ldexp(rad, power) + _SMALL
 
 
 def _common_points(task: Problem, part: np.ndarray) -> tuple[Ball, np.ndarray, np.ndarray]:
@@ -253,20 +261,24 @@ def _drop_duplicates(task: Problem, part: np.ndarray, rows: Rows, active: np.nda
     """Clears ``active`` for every hyperplane that is the same set as an earlier one.
 
     Same sets have proportional coefficients, so a weighted norm of them over the plain one agrees
-    to rounding; only neighbours in that order are compared, as rationals.
+    to rounding; only those whose enclosures of it are linked are compared, as rationals.
     """
     coefficients = np.concatenate([rows.slope.mid, rows.value.mid[..., None]], axis=-1)
     error = np.concatenate([rows.slope.rad, rows.value.rad[..., None]], axis=-1).max(-1)
     # Scale-free and sign-free; its derivative is at most 16 (k + 1) as the largest slope is >= 1/2.
     weights = np.random.default_rng(0).uniform(1, 2, coefficients.shape[-1])
-    squares = coefficients**2
-    norm = (squares @ weights) / np.where(active, squares.sum(-1), 1.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = coefficients**2
+        norm = (squares @ weights) / squares.sum(-1)
     slack = 64 * coefficients.shape[-1] * (error + exact.unit_roundoff(np.float64))
-    norm = np.where(active, norm, np.inf)
-    order = np.argsort(norm, axis=1)
-    ordered, reach = np.take_along_axis(norm, order, 1), np.take_along_axis(slack, order, 1)
-    with np.errstate(invalid="ignore"):
-        near = np.diff(ordered, axis=1) <= reach[:, 1:] + reach[:, :-1]
+    # Slopes that rounding left nothing of say nothing about the norm.
+    known = np.isfinite(norm) & (abs(rows.slope.mid).max(-1) >= 0.5)
+    low, high = np.where(known, (norm - slack, norm + slack), [[[-np.inf]], [[np.inf]]])
+    low = np.where(active, low, np.inf)
+    order = np.argsort(low, axis=1)
+    ordered, high = np.take_along_axis(low, order, 1), np.take_along_axis(high, order, 1)
+    reach = np.maximum.accumulate(high, axis=1)
+    near = (ordered[:, 1:] <= reach[:, :-1]) & (ordered[:, 1:] < np.inf)
     for w in np.flatnonzero(near.any(1)):
         rational = _Exact(task, part[w], rows.index[w], active[w])
         run: dict[Any, int] = {}

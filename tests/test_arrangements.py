@@ -198,6 +198,33 @@ def test_thin_real_cells_are_not_lost():
     assert counts.regions == 7
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_subnormal_slopes_are_counted_exactly(k):
+    normal = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [3, 1, 3], [-3, -1, -3], [3, 2, 1]])[:, :k]
+    radius = np.array([0.7, 0.3, 0.9])[:k]  # products with it are rounded far more than usual
+    expected = oracles.count_cells(
+        oracles.slice_rows(normal.astype(float), np.zeros(k), np.zeros((6, 1)), np.zeros(k)), radius
+    )
+    for scale in (2.0**-1020, 2.0**-1050, 2.0**-1070):
+        planes = Hyperplanes(normal * scale, np.zeros(k), np.zeros((6, 1)))
+        counts = count_arrangement(planes, jr.Window(np.zeros(k), radius))
+        assert counts.regions == expected, scale
+        assert counts.hyperplanes == (1 if k == 1 else 4)
+        tiny = jr.Window(np.zeros(k), radius * 2.0**-500)  # B'w times r underflows to zero
+        counts = count_arrangement(Hyperplanes(normal * scale, np.zeros(k), np.zeros((6, 1))), tiny)
+        assert counts.regions == expected, scale
+
+
+def test_the_same_hyperplane_is_found_where_rounding_lost_its_slopes():
+    slopes = np.array([[1, 1, 0], [2, 2, 0], [-1, -1, 0], [0, 1, 0], [0, 0, 1]]) / 2
+    basis = np.array([[1, 1, 1], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5], [1, 1, 1]])
+    window = jr.Window(np.zeros(5), 1.0, basis)
+    for large in ([1e16] * 5, [1e16, 0, 0, 1e16, 0], [1e16, 3e15, 0, 2.0**51, 0]):
+        normal = np.column_stack([large, 2 * slopes, np.negative(large)])
+        counts = count_arrangement(Hyperplanes(normal, np.zeros(5), np.zeros((5, 1))), window)
+        assert (counts.regions, counts.hyperplanes) == (8, 3), large
+
+
 def test_units_without_hyperplane_cut_nothing():
     normal, offset = (
         np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]),
