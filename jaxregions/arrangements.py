@@ -217,7 +217,8 @@ def _common_points(task: Problem, part: np.ndarray) -> tuple[Ball, np.ndarray, n
     moved = point - task.anchor[part]
     radius = task.radius[part]
     if task.basis is None:
-        mid = moved / radius
+        with np.errstate(over="ignore"):  # far outside
+            mid = moved / radius
         ball = Ball(mid, abs(mid) * exact.gamma(4, np.float64) + _SMALL)
         inside = abs(moved) < radius
         for w, j in np.argwhere(abs(abs(mid) - 1) <= exact.gamma(8, np.float64)):
@@ -238,8 +239,9 @@ def _common_points(task: Problem, part: np.ndarray) -> tuple[Ball, np.ndarray, n
         if task.shift is not None:
             coordinates = coordinates - exact.rationals(task.shift[row])
         scaled = coordinates / exact.rationals(radius[w])
-        mid[w] = [float(exact.key(u)[0] / exact.key(u)[1]) for u in scaled]
         known[w], inside[w] = True, all(abs(u) < 1 for u in scaled)
+        if inside[w]:  # otherwise not looked at, and perhaps beyond the floats
+            mid[w] = [exact.rounded(u) for u in scaled]
     return Ball(mid, abs(mid) * exact.gamma(2, np.float64) + _SMALL), known, inside
 
 

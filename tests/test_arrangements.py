@@ -215,6 +215,13 @@ def test_subnormal_slopes_are_counted_exactly(k):
         assert counts.regions == expected, scale
 
 
+@pytest.mark.parametrize("basis", [None, np.eye(2)])
+def test_common_point_may_be_farther_away_than_floats_reach(basis):
+    planes = Hyperplanes(np.array([[1.0, -1.0], [2.0, -2.0]]), np.zeros(2), np.zeros((2, 1)))
+    counts = count_arrangement(planes, jr.Window(np.array([4.0, 4.0]), 1e-308, basis))
+    assert (counts.regions, counts.hyperplanes) == (2, 1)
+
+
 def test_the_same_hyperplane_is_found_where_rounding_lost_its_slopes():
     slopes = np.array([[1, 1, 0], [2, 2, 0], [-1, -1, 0], [0, 1, 0], [0, 0, 1]]) / 2
     basis = np.array([[1, 1, 1], [0.5, 0, 0], [0, 0.5, 0], [0, 0, 0.5], [1, 1, 1]])
