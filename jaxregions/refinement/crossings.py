@@ -83,14 +83,14 @@ def parallels(unit: np.ndarray, rows: int) -> np.ndarray:
 def _inside(at: Any, error: Any, middle: Any, inner: Any, outer: Any) -> tuple[Any, Any]:
     """Pairs that cross in every window's intervals, and whether each was told in or out."""
     size = middle.shape[-1]
-    words = jnp.zeros(middle.shape, np.int32)
-    for row in range(size // 2):
-        place = at[row]
-        if 2 * (row + 1) == size:  # every pair of this row is there twice
-            place = jnp.where(np.arange(size) < size // 2, place, _FAR)
-        distance = abs(place - middle)
-        words = words + _word(distance, inner - error[row], outer + error[row])
-    return _summed(words)
+
+    def step(row, words):
+        # Every pair of the row m / 2 is there twice.
+        once = (2 * (row + 1) < size) | (np.arange(size) < size // 2)
+        distance = abs(jnp.where(once, at[row], _FAR) - middle)
+        return words + _word(distance, inner - error[row], outer + error[row])
+
+    return _summed(jax.lax.fori_loop(0, size // 2, step, jnp.zeros(middle.shape, np.int32)))
 
 
 def _word(distance: Any, inner: Any, outer: Any) -> Any:
@@ -190,13 +190,13 @@ def _any_close(at: Any, error: Any) -> Any:
     rows, size = at.shape
     far = abs(at) - error >= 2.5
     key = jnp.where(far, np.nan, at)
-    key, error = jnp.concatenate([key, key]), jnp.concatenate([error, error])
-    close = jnp.where(jnp.isnan(at), np.int32(1), np.int32(0))
-    for step in range(1, size // 3 + 1):
-        apart = abs(key[step : step + rows] - key[:rows])
-        near = apart <= error[step : step + rows] + error[:rows]
-        close = close + jnp.where(near, np.int32(1), np.int32(0))
-    return jnp.sum(close, dtype=np.int32) > 0
+    twice, errors = jnp.concatenate([key, key]), jnp.concatenate([error, error])
+
+    def step(apart, close):
+        other, bound = (jax.lax.dynamic_slice_in_dim(v, apart, rows) for v in (twice, errors))
+        return close | (abs(other - key) <= bound + error)
+
+    return jnp.any(jax.lax.fori_loop(1, size // 3 + 1, step, jnp.isnan(at)))
 
 
 def twins(slope: Any, slope_error: Any, unit: np.ndarray) -> Any:

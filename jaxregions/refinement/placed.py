@@ -11,7 +11,7 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.windows import Window
 
-__all__ = ["Own", "Placed", "own_numbers", "place", "power_above", "size"]
+__all__ = ["Own", "Placed", "in_slice", "own_numbers", "place", "power_above", "size"]
 
 _ONE_BY_ONE = 4  # terms of a sum
 _OPEN = np.int32(1 << 15)  # in a sum of words: a decision that floats leave open
@@ -83,7 +83,7 @@ def place(own: Own, planes: tuple[Any, Any, Any], windows: Window) -> Placed:
         reach = _dot(radius, abs(columns))
     else:
         basis = windows.basis.reshape(-1, d, k)
-        common, known = _in_slice(windows, point)
+        common, known = in_slice(windows, point)
         slope = jnp.einsum("dn,wdk->wnk", columns, basis, precision="highest")
         stretch = size(basis.reshape(len(basis), -1))
         slope_error = 2 * exact.gamma(d + 4, np.float64) * stretch[:, None] * own.length
@@ -135,7 +135,7 @@ def _dot(vectors: Any, columns: Any) -> Any:
     return sum(vectors[:, None, j] * columns[None, j] for j in range(len(columns)))
 
 
-def _in_slice(windows: Window, point: Any) -> tuple[Any, Any]:
+def in_slice(windows: Window, point: Any) -> tuple[Any, Any]:
     """The point in slice coordinates from the centre, (W, k), and ``known`` of ``Placed``."""
     assert windows.basis is not None
     anchor = windows.center if windows.anchor is None else windows.anchor

@@ -15,7 +15,7 @@ from jaxregions._records import build
 from jaxregions.hyperplanes import Hyperplanes
 from jaxregions.refinement import samplers
 from jaxregions.refinement.first_layer import first_hyperplanes
-from jaxregions.refinement.planes import Sample, measure_hits, measure_planes
+from jaxregions.refinement.planes import Sample, measure_hits, measure_planes, share_plane
 from jaxregions.refinement.samplers import Call, Source
 from jaxregions.refinement.statistics import Moments, moments
 from jaxregions.tracing import trace
@@ -113,7 +113,9 @@ def placing(plan: Plan) -> Callable[..., Any]:
 
 
 @lru_cache(maxsize=32)
-def counting(regions: str, generic: bool, shared_basis: bool, mesh: Mesh) -> Callable[..., Any]:
+def counting(
+    regions: str, generic: bool, shared_basis: bool, coplanar: bool, mesh: Mesh
+) -> Callable[..., Any]:
     """(planes, windows, shifts) -> Sample; windows over the mesh's second axis.
 
     shifts: None, or (samples, d) what moves the windows' centres.
@@ -128,7 +130,7 @@ def counting(regions: str, generic: bool, shared_basis: bool, mesh: Mesh) -> Cal
         if regions == "none":
             hits, decided = measure_hits(planes, own)
             return Sample(hits, hits, hits, decided)
-        sample = measure_planes(planes, own, simple=generic)
+        sample = measure_planes(planes, own, simple=generic, coplanar=coplanar)
         if regions == "exact" and windows.dimension > 2:  # counted on the host, all of them
             sample = sample._replace(decided=jnp.zeros_like(sample.decided))
         return sample
@@ -232,7 +234,8 @@ def placed(job: Job, draws: Any) -> tuple[Any, Any]:
 def counted(job: Job, planes: Hyperplanes, draws: Any) -> Sample:
     """What one twin's hyperplanes of these samples do to all windows."""
     plan, basis = job.plan, job.filled.basis
-    count = counting(plan.regions, plan.generic, basis is not None and basis.ndim == 2, plan.mesh)
+    shared = basis is not None and basis.ndim == 2
+    count = counting(plan.regions, plan.generic, shared, share_plane(job.filled), plan.mesh)
     with jax.enable_x64(True):
         shifts = None if draws.point is None else job.given.points[np.asarray(draws.point)]
         return count(planes, job.filled, shifts)

@@ -74,7 +74,9 @@ def chords(slope: Any, value: Any, slope_error: Any, value_error: Any, zero: Any
     shift = value_error * inverse
     known = (square > 2.0**-600) & (square < 2.0**600) & (tilt < 2.0**-6)
     gone = known & (abs(h) * (1 - tilt) - shift > _DISC)
-    gone = gone | ((gx == 0) & (gy == 0) & (slope_error == 0))
+    # However short g is: no quotient.
+    longest = jnp.maximum(abs(gx), abs(gy)) + slope_error
+    gone = gone | (abs(value) > 1.6 * longest + 1.01 * value_error)
     # With |h| < 1.2: the two terms of a crossing, the second one times |t| <= 1.1, are off by
     # 2 shift + 7.3 tilt + 21 u at most; an end of an interval by what
     # its coordinate is, over the direction's.
