@@ -33,6 +33,13 @@ class Batch(NamedTuple):
     moving: tuple[bool, ...]
     tree: Any
 
+    @staticmethod
+    def of(arguments: tuple[Any, Window]) -> Batch:
+        """(planes, windows) of which all arrays have a leading axis, but a basis need not."""
+        (arrays, tree), basis = jax.tree.flatten(arguments), arguments[1].basis
+        moving = (not (a is basis and a.ndim == 2) for a in arrays)
+        return Batch(arrays, tuple(moving), tree)
+
     @property
     def planes(self) -> tuple[Any, Any, Any]:
         """Normals, points and offsets; with a leading axis or without."""
@@ -73,4 +80,4 @@ class Batch(NamedTuple):
         chosen = self.with_moving(lambda a: a.at[draws].get(mode="clip"))
         axes = 0, [0 if m else None for m in self.moving]
         arrays = jax.vmap(one, in_axes=axes)(windows, chosen.arrays)
-        return Batch(arrays, (True,) * len(arrays), self.tree)
+        return self._replace(arrays=arrays, moving=(True,) * len(arrays))

@@ -11,7 +11,7 @@ import numpy as np
 from jaxregions.refinement.crossings import Lines, count_crossings, twins
 from jaxregions.refinement.draws import Batch, Sample
 from jaxregions.refinement.placed import Own, Placed, place, power_above, size
-from jaxregions.refinement.restricted import restricted
+from jaxregions.refinement.restricted import place_slices
 
 __all__ = ["counted", "disc", "far_apart", "finely", "through_one_point"]
 
@@ -21,22 +21,14 @@ U = 2.0**-53
 def finely(own: Own, batch: Batch, simple: bool) -> Sample:
     """Windows of any kind, in float64."""
     unit, full = batch.units, batch.windows.basis is None
-    placed = batch.each(place, own)
-    if not full and placed.radius.shape[-1] == 2:  # crossings need better bounds than hits
-        lines = batch.each(restricted, own)
-        placed = placed._replace(**lines._asdict())
-
-    def apart():
-        return jax.vmap(lambda p: far_apart(p, unit, simple))(placed)
-
-    def crossed():
-        return jax.vmap(lambda o, p: _crossings(o, p, unit, full, simple))(own.offset, placed)
+    slices = not full and batch.windows.dimension == 2
+    placed = batch.each(place_slices if slices else place, own)
 
     if placed.radius.shape[-1] > 2:
-        found, proven = apart()
+        found, proven = jax.vmap(lambda p: far_apart(p, unit, simple))(placed)
     else:
-        concurrent = through_one_point(own) & jnp.all(placed.known == 1)
-        found, proven = jax.lax.cond(concurrent, apart, crossed)
+        crossings = jax.vmap(lambda o, p: _crossings(o, p, unit, full, simple))
+        found, proven = crossings(own.offset, placed)
     return counted(own, placed, placed.hits, found, placed.sure & proven, simple)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from jaxregions._records import build
 from jaxregions.hyperplanes import Hyperplanes
-from jaxregions.refinement.planes import Sample, measure_exactly
+from jaxregions.refinement.planes import Sample, measure_again, measure_exactly
 from jaxregions.refinement.programs import (
     Counts,
     Job,
@@ -24,6 +25,9 @@ from jaxregions.refinement.programs import (
 from jaxregions.refinement.statistics import Moments
 
 __all__ = ["collect", "launch"]
+
+FEW = 64  # open (sample, window) pairs of a block are settled in rational arithmetic at once
+MANY, PAIRS = 64, 8  # measured together in float64, and in rational arithmetic
 
 
 class Work(NamedTuple):
@@ -77,19 +81,39 @@ def collect(job: Job, work: Work) -> Moments:
 def _settled(
     job: Job, planes: Hyperplanes, sample: Sample, pairs: np.ndarray, point: Any
 ) -> Counts:
-    """The counts of one twin with the open (sample, window) pairs decided on the host."""
-    counts = Counts(*map(np.array, _counts(sample)))
-    arrays = vars(jax.tree.map(np.asarray, planes))
-    for row in np.flatnonzero(pairs.any(axis=1)):
-        which = np.flatnonzero(pairs[row])
+    """The counts of one twin with the open (sample, window) pairs decided.
+
+    Many of them in float64 first, on the device, which takes seconds to compile; a few, and what is
+    open then, in rational arithmetic on the host.
+    """
+    counts, left = Counts(*map(np.array, _counts(sample))), np.argwhere(pairs)
+    exact = job.plan.regions == "exact"
+    if job.windows.dimension <= 2 and exact and len(left) > FEW:
+        measure = partial(measure_again, simple=job.plan.generic)
+        left = _decided(job, planes, counts, left, point, measure, MANY)
+    _decided(job, planes, counts, left, point, measure_exactly, PAIRS)
+    return counts
+
+
+def _decided(job: Job, planes: Hyperplanes, counts: Counts, left, point, measure, size: int):
+    """Fills in what ``measure`` decides of the pairs ``left``, ``size`` at a time; the others."""
+    open_pairs = []
+    for start in range(0, len(left), size):
+        asked = left[start : start + size]
+        draws, which = asked[np.minimum(np.arange(size), len(asked) - 1)].T  # one compiled size
         windows = job.windows[which]
         if point is not None:
-            windows = moved(windows, job.given.points[point[row]])
-        own = build(Hyperplanes, **{name: v[row] for name, v in arrays.items()})
-        known = measure_exactly(own, windows)
-        counts.hits[row, which, 0] = known.hits
-        counts.lower[row, which], counts.upper[row, which] = known.lower, known.upper
-    return counts
+            windows = moved(windows, job.given.points[point[draws]])
+        with jax.enable_x64(True):
+            own = jax.tree.map(lambda a, d=draws: np.asarray(jnp.take(a, d, axis=0)), planes)
+            known = jax.tree.map(np.asarray, measure(own, windows))
+        known = Sample(*(v[: len(asked)] for v in known))
+        draws, which = asked[known.decided].T
+        hits, lower, upper = (v[known.decided] for v in known[:3])
+        counts.hits[draws, which, 0] = hits
+        counts.lower[draws, which], counts.upper[draws, which] = lower, upper
+        open_pairs.append(asked[~known.decided])
+    return np.concatenate(open_pairs) if open_pairs else left
 
 
 def _counts(sample: Sample) -> Counts:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.windows import Window
 
-__all__ = ["Own", "Placed", "in_slice", "own_numbers", "place", "power_above", "size"]
+__all__ = ["Own", "Placed", "in_slice", "own_numbers", "place", "power_above", "refine", "size"]
 
 _ONE_BY_ONE = 4  # terms of a sum
 _OPEN = np.int32(1 << 15)  # in a sum of words: a decision that floats leave open
@@ -96,13 +96,18 @@ def place(own: Own, planes: tuple[Any, Any, Any], windows: Window) -> Placed:
     rate = _rate(windows)
     margin = reach - abs(value)
     error = (rate * (spread + span) + away)[:, None] * own.length + own.error
+    refining = refine(margin, error)
+    value_error = (rate * spread + away)[:, None] * own.length + own.error
+    return Placed(slope, value, slope_error, value_error, radius, *refining, common, known)
+
+
+def refine(margin: Any, error: Any) -> tuple[Any, Any, Any]:
+    """``hit``, ``hits`` and ``sure`` of ``Placed`` from margins (W, m) > 0 of what refines."""
     hit = margin > error
     # One sum of words, hits below and open decisions above: XLA reduces bits one by one.
     words = jnp.where(hit, np.int32(1), jnp.where(margin >= -error, _OPEN, np.int32(0)))
     words = jnp.sum(words, -1, dtype=np.int32)
-    value_error = (rate * spread + away)[:, None] * own.length + own.error
-    hits, sure = words & (_OPEN - 1), words < _OPEN
-    return Placed(slope, value, slope_error, value_error, radius, hit, hits, sure, common, known)
+    return hit, words & (_OPEN - 1), words < _OPEN
 
 
 def power_above(x: Any) -> Any:

@@ -37,14 +37,26 @@ from jaxregions.refinement.scenes import (
 )
 from jaxregions.windows import Window
 
-__all__ = ["Sample", "measure_exactly", "measure_hits", "measure_planes", "share_plane"]
+__all__ = [
+    "Sample",
+    "measure_again",
+    "measure_exactly",
+    "measure_hits",
+    "measure_planes",
+    "share_plane",
+]
 
 _CHUNK = 64  # samples of one step: their crossings stay in the cache
 _FEW = 8  # of them are measured again at a time
 
 
 def measure_planes(
-    planes: Hyperplanes, windows: Window, *, simple: bool = False, coplanar: bool = False
+    planes: Hyperplanes,
+    windows: Window,
+    *,
+    simple: bool = False,
+    coplanar: bool = False,
+    again: bool = True,
 ) -> Sample:
     """Hits and region counts of one draw's hyperplanes in all windows; jitted and vmapped at will.
 
@@ -60,6 +72,8 @@ def measure_planes(
       simple: take it as known that no two hyperplanes coincide and no three meet in a point, but
         for offset exactly 0: so it is with probability one for weights that have a density.
       coplanar: the windows are slices of one plane; see ``share_plane``.
+      again: k = 2: measure in float64 what integers leave open. Compiling that takes as long as
+        all the rest; ``measure_again`` does it apart.
 
     Raises:
       ValueError: windows with other than one leading axis, 64-bit numbers not enabled.
@@ -70,17 +84,30 @@ def measure_planes(
         raise ValueError(
             f"windows: expected one leading axis, received the shape {windows.batch_shape}"
         )
-    return _program(simple, True, coplanar)(*_arrays(planes, windows))
+    return _program(simple, True, coplanar, again)(*_arrays(planes, windows))
 
 
 def measure_hits(planes: Hyperplanes, windows: Window) -> tuple[Any, Any]:
     """Only (hits, decided) of ``measure_planes``, (W,) each."""
-    sample = _program(True, False, False)(*_arrays(planes, windows))
+    sample = _program(True, False, False, False)(*_arrays(planes, windows))
     return sample.hits, sample.decided
 
 
+@functools.partial(jax.jit, static_argnames="simple")
+def measure_again(planes: Hyperplanes, windows: Window, *, simple: bool) -> Sample:
+    """``measure_planes`` of P draws in one window each, in float64 throughout; (P,).
+
+    Args:
+      planes: leading axis (P,).
+      windows: leading axis (P,).
+    """
+    batch = Batch.of(_arrays(planes, windows.reshape(-1, 1)))
+    found = finely(batch.each(own_numbers), batch, simple)
+    return jax.tree.map(lambda a: a[:, 0], found)
+
+
 def measure_exactly(planes: Hyperplanes, windows: Window) -> Sample:
-    """``measure_planes`` on the host, decided in rational arithmetic where floats cannot.
+    """``measure_planes`` on the host, decided in rational arithmetic where floats cannot; (W,).
 
     Regions are counted for k = 3 too.
 
@@ -105,7 +132,7 @@ def _arrays(planes: Hyperplanes, windows: Window) -> tuple[tuple[Any, Any, Any],
 
 
 @functools.lru_cache(maxsize=8)
-def _program(simple: bool, regions: bool, coplanar: bool):
+def _program(simple: bool, regions: bool, coplanar: bool, again: bool):
     """``measure_planes`` of one draw, which batches by chunks."""
 
     def block(batch):
@@ -113,13 +140,13 @@ def _program(simple: bool, regions: bool, coplanar: bool):
         if not regions:
             return _only_hits(own, batch)
         if batch.windows.dimension == 2 and own.offset.shape[-1] > 1:
-            return _again(_rounded(own, batch, simple, coplanar), batch, simple, coplanar)
+            found = _rounded(own, batch, simple, coplanar)
+            return _again(found, batch, simple, coplanar) if again else found
         return finely(own, batch, simple)
 
     @custom_vmap
     def one(planes, windows):
-        arrays, tree = jax.tree.flatten((planes, windows))
-        batch = Batch([jnp.asarray(a)[None] for a in arrays], (True,) * len(arrays), tree)
+        batch = Batch.of(jax.tree.map(lambda a: jnp.asarray(a)[None], (planes, windows)))
         return jax.tree.map(lambda a: a[0], block(batch))
 
     @one.def_vmap

@@ -130,7 +130,8 @@ def counting(
         if regions == "none":
             hits, decided = measure_hits(planes, own)
             return Sample(hits, hits, hits, decided)
-        sample = measure_planes(planes, own, simple=generic, coplanar=coplanar)
+        options: Any = {"simple": generic, "coplanar": coplanar, "again": False}
+        sample = measure_planes(planes, own, **options)
         if regions == "exact" and windows.dimension > 2:  # counted on the host, all of them
             sample = sample._replace(decided=jnp.zeros_like(sample.decided))
         return sample

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions import exact
-from jaxregions.refinement.placed import Own, power_above
+from jaxregions.refinement.placed import Own, Placed, in_slice, power_above, refine, size
 from jaxregions.windows import Window
 
-__all__ = ["Restricted", "products", "restricted"]
+__all__ = ["Restricted", "place_slices", "products", "restricted"]
 
 U, TINY = exact.unit_roundoff(np.float64), np.finfo(np.float64).tiny
 _LEAST = 2.0**-900  # of a scale: far from where numbers lose digits
@@ -35,7 +35,7 @@ _LEAST = 2.0**-900  # of a scale: far from where numbers lose digits
 class Restricted(NamedTuple):
     """Lines g . u + h = 0 in the coordinates u of G slices, and errors of |g| and of h.
 
-    slope (G or 1, m, 2), slope_error (G or 1, m); value, value_error (G, m), value inf for no line.
+    slope (G or 1, m, 2), value (G, m), inf for no line, and their errors.
     """
 
     slope: Any
@@ -79,6 +79,17 @@ def restricted(own: Own, planes: tuple[Any, Any, Any], windows: Window) -> Restr
         1.01 * (ex + ey) + TINY,
         jnp.where(there, 1.01 * wrong + TINY, 0),
     )
+
+
+def place_slices(own: Own, planes: tuple[Any, Any, Any], windows: Window) -> Placed:
+    """``place`` of slices of dimension 2, with bounds good enough for crossings."""
+    lines, radius = restricted(own, planes, windows), windows.radii()
+    reach = abs(lines.slope[..., 0]) * radius[:, :1] + abs(lines.slope[..., 1]) * radius[:, 1:]
+    height = abs(lines.value)
+    error = 1.01 * (lines.value_error + lines.slope_error * size(radius)[:, None]) + 8 * U * reach
+    error = error + 4 * U * jnp.where(jnp.isfinite(height), height, 0)
+    hits = refine(reach - height, error)
+    return Placed(*lines, radius, *hits, *in_slice(windows, planes[1]))
 
 
 def products(vectors: Any, columns: Any, low: Any) -> list[Any]:
