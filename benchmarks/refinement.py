@@ -34,6 +34,7 @@ from variance import (
 
 import jaxregions as jr
 from jaxregions._records import build
+from jaxregions.refinement.compiling import compiler_options
 from jaxregions.refinement.planes import measure_exactly, measure_hits, measure_planes
 
 UNITS, WINDOWS, BIAS = 64, 16, 0.3
@@ -117,10 +118,11 @@ def on_two_cores(program, keys):
 def speed(samples: int, repeat: int, dtype) -> dict:
     keys, half = (jax.random.key(0), jax.random.key(1)), samples // 2
     key = keys[0]
-    drawn = jax.jit(partial(draw, samples=half, dtype=dtype))
+    compiled = partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    drawn = compiled(partial(draw, samples=half, dtype=dtype))
 
     def step(function):
-        return jax.jit(lambda key: measured(function, *draw(key, half, dtype)))
+        return compiled(lambda key: measured(function, *draw(key, half, dtype)))
 
     programs = {
         "draw": drawn,

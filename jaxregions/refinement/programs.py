@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxregions._records import build
 from jaxregions.hyperplanes import Hyperplanes
 from jaxregions.refinement import samplers
+from jaxregions.refinement.compiling import compiler_options
 from jaxregions.refinement.first_layer import first_hyperplanes
 from jaxregions.refinement.planes import Sample, measure_hits, measure_planes, share_plane
 from jaxregions.refinement.samplers import Call, Source
@@ -140,7 +141,8 @@ def counting(
         axes = (0, None if shifts is None else 0)
         return jax.vmap(lambda p, s: one(p, s, windows), in_axes=axes)(planes, shifts)
 
-    return jax.jit(_spread(mesh, block, (row, windows, row), Sample(*[pair] * 4)))
+    program = _spread(mesh, block, (row, windows, row), Sample(*[pair] * 4))
+    return jax.jit(program, compiler_options=compiler_options(mesh.devices.flat[0].platform))
 
 
 @lru_cache(maxsize=32)
