@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +14,12 @@ import numpy as np
 from jaxregions._progress import watching
 from jaxregions._records import build, record
 from jaxregions.engines import merging
-from jaxregions.engines.affine import affine_maps, same_maps
+from jaxregions.engines.affine import same_maps
 from jaxregions.engines.facets import facets
 from jaxregions.engines.flips import face_signs, unpacked
 from jaxregions.engines.frontier import ENGINES, Limits, Status
 from jaxregions.engines.leaves import leaves, stage_tables, witnesses
+from jaxregions.engines.maps import Generation, affine_maps
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.polytopes import Polytopes, polytopes
 from jaxregions.engines.records import Cells, hits, sign_bits
@@ -165,6 +167,7 @@ def _stage_by_stage(
     engine = ENGINES[window.dimension]
     ledger = Ledger(net, windows, corners(windows))
     done: tuple[Any, list[StageTable], list[np.ndarray]] = engine.begin(1), [], []
+    family = [Generation(np.zeros((1, window.dimension)), np.zeros(1, np.int64))]
     status = Status.COMPLETE
     try:
         for stage, layer in enumerate(net.stages):
@@ -178,6 +181,7 @@ def _stage_by_stage(
             table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
             if window.dimension == 2:
                 signs = [*signs, unpacked(*face_signs(new, cuts, stage), layer.size)]
+            family.append(Generation(engine.middles(ledger, new), new.parent))
             done = new, [*tables, table], signs
             watch(0, new.faces)
     except KeyboardInterrupt:
@@ -195,7 +199,7 @@ def _stage_by_stage(
     shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, size)
     counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
     cells = cells._replace(facet=number[cells.facet])
-    made = signs, *affine_maps(inner)
+    made = signs, *_maps(inner, family, status)
     return _assembled(net, window, cells, shape, made, labels, status, None, True, counted)
 
 
@@ -217,7 +221,9 @@ def _cell_by_cell(
     if search.status != Status.COMPLETE:
         status = search.status
     signs = patterns(inner, len(found.parents))
-    made = signs, *affine_maps(inner)
+    points = [np.array([c.u for c in level]) for level in found.levels]
+    parents = [np.zeros(len(points[0]), np.int64), *found.parents]
+    made = signs, *_maps(inner, list(map(Generation, points, parents)), status)
     between = facets(found, signs)
     cells, step = between.cells(found), np.array([c.step for c in found.levels[-1]])
     tables = [StageTable(*rows) for rows in stage_tables(found, signs)]
@@ -232,6 +238,15 @@ def _cell_by_cell(
     counted = inner.decisions + search.programs, exactly
     bound = None if status == Status.COMPLETE else int(search.bound[0])
     return _assembled(net, window, cells, shape, made, labels, status, bound, certified, counted)
+
+
+def _maps(inner: Ledger, family: list[Generation], status: Status) -> tuple[np.ndarray, np.ndarray]:
+    """The cells' affine maps; NaN where there may be more to come."""
+    if status == Status.COMPLETE:
+        return affine_maps(inner, family)
+    cells, k = family[-1].u.shape
+    outputs = sum(math.prod(np.shape(o)) for o in inner.net.program.outputs)
+    return np.full((cells, outputs, k), np.nan), np.full((cells, outputs), np.nan)
 
 
 def _labels(net, cells, signs, tables, status, affine, agree) -> Labels:
@@ -264,8 +279,6 @@ def _assembled(
 ) -> Partition:
     signs, slope, intercept = made
     complete, (region, one, tables) = status == Status.COMPLETE, labels
-    if not complete:
-        slope, intercept = np.full_like(slope, np.nan), np.full_like(intercept, np.nan)
     regions = int(region.max()) + 1 if bound is None else bound
     if not complete and merging.has_contests(net):
         regions = 1

@@ -11,7 +11,7 @@ import pytest
 import jaxregions as jr
 from jaxregions import zoo
 from jaxregions.engines import signs
-from jaxregions.tracing import bounded_values, bounds, compiled, output_values, prepare
+from jaxregions.tracing import bounded_outputs, bounded_values, bounds, compiled, prepare
 from jaxregions.tracing.structure import Structure
 
 
@@ -74,7 +74,8 @@ def test_shared_code_uses_the_parameters_at_hand(make):
 
     def values(prepared, x):
         pair = bounded_values(prepared, x, 0.0, 1)
-        return pair.values, output_values(prepared, x)
+        output = bounded_outputs(prepared, x, 0.0)
+        return pair.values, output[0].values
 
     with jax.enable_x64(True):
         for net in nets:

@@ -1,4 +1,4 @@
-"""The affine map of the function on each cell, and where two neighbours have the same.
+"""Where the affine maps of two neighbours are one and the same.
 
 On a cell the map is known from k + 1 points of it: the witness and, for k of the corners, the
 middle between the two. Maps of which one fixed sum of the outputs has slopes with disjoint
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions import exact
-from jaxregions.engines.points import Ledger, U, input_point, lift, point
+from jaxregions.engines.points import Ledger, U, input_point, point
 from jaxregions.engines.records import Cells
 from jaxregions.engines.steps import in_steps, lifted
 from jaxregions.tracing import (
@@ -24,12 +24,11 @@ from jaxregions.tracing import (
     changed_outputs,
     compiled,
     exact_outputs,
-    output_values,
     pieces_of,
     prepare,
 )
 
-__all__ = ["affine_maps", "outputs_at", "same_maps", "signed_sums"]
+__all__ = ["outputs_at", "same_maps", "signed_sums"]
 
 FEW = 64  # facets that are not worth compiling for
 
@@ -48,46 +47,6 @@ def _rows_sums(prepared: Any, x: Any, error: Any):
         return jnp.dot(weights, value), bound
 
     return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error)
-
-
-def _rows_maps(prepared: Any, x: Any, axes: Any, u: Any):
-    """Slopes, directions first, and intercepts of the affine maps at points."""
-
-    def flat(point):
-        return output_values(prepared, point.reshape(prepared.net.input_shape))
-
-    def one(point, directions, at):
-        value, along = jax.linearize(flat, point)
-        slope = jax.vmap(along)(directions)
-        return slope, value - sum(s * t for s, t in zip(slope, at, strict=True))
-
-    return jax.vmap(one)(x, axes, u)
-
-
-def affine_maps(inner: Ledger) -> tuple[np.ndarray, np.ndarray]:
-    """f = A u + a on every cell, from its witness point.
-
-    u: the slice coordinates. A (F, m, k) and a (F, m), float64, m the flattened outputs, from
-    Jacobian-vector products.
-    """
-    net, frame, every = inner.net, inner.frame, inner.vertices
-
-    def inputs(part):
-        at = every.rows(part)
-        x, _ = lift(frame, at)
-        count, k = at.u.shape
-        if frame.basis is None:
-            axes = np.broadcast_to(np.eye(k), (count, k, k))
-        else:
-            basis = frame.basis if frame.basis.ndim == 2 else frame.basis[at.window]
-            axes = np.broadcast_to(np.swapaxes(basis, -1, -2), (count, k, x.shape[1]))
-        return x, axes, at.u
-
-    with jax.enable_x64(True):
-        prepared = prepare(net)
-        step = partial(compiled(_rows_maps, prepared.structure), prepared)
-        slope, intercept = in_steps(step, every.size, inputs)
-    return np.swapaxes(slope, 1, 2), intercept
 
 
 def signed_sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from jaxregions.engines.records import Cells, Cuts
 from jaxregions.engines.signs import Signs, evaluate
 from jaxregions.engines.split import new_vertices, split
 
-__all__ = ["begin", "cells", "counted", "refined", "restricted"]
+__all__ = ["begin", "cells", "counted", "middles", "refined", "restricted"]
 
 
 def begin(windows: int) -> Mesh:
@@ -80,6 +80,12 @@ def _cuts(mesh: Mesh, signs: Signs, found: chord.Chords, children: np.ndarray) -
         corner_entry,
         np.diff(mesh.start),
     )
+
+
+def middles(ledger: Ledger, mesh: Mesh) -> np.ndarray:
+    """(F, 2) the mean of every face's corners, in float64."""
+    corner = ledger.vertices.u.take(mesh.vertices.take(mesh.origin), axis=0)
+    return np.add.reduceat(corner, mesh.start[:-1], axis=0) / np.diff(mesh.start)[:, None]
 
 
 def cells(ledger: Ledger, mesh: Mesh) -> Cells:

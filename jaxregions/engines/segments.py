@@ -11,7 +11,7 @@ from jaxregions.engines.points import CORNER, Ledger, U, between
 from jaxregions.engines.records import Cells, Cuts
 from jaxregions.engines.signs import Signs, evaluate
 
-__all__ = ["Line", "begin", "cells", "counted", "refined", "restricted"]
+__all__ = ["Line", "begin", "cells", "counted", "middles", "refined", "restricted"]
 
 
 class Line(NamedTuple):
@@ -121,6 +121,12 @@ def _cuts(line: Line, signs: Signs, zeros: Zeros) -> Cuts:
         signs.zero_entry[at_zero[low[corner] + place]],
         np.full(line.faces, 2),
     )
+
+
+def middles(ledger: Ledger, line: Line) -> np.ndarray:
+    """(F, 1) the middle of every interval, in float64."""
+    low, high = (ledger.vertices.u[line.vertices[line.tail + i]] for i in range(2))
+    return low + (high - low) / 2
 
 
 def cells(ledger: Ledger, line: Line) -> Cells:

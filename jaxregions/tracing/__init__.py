@@ -1,8 +1,9 @@
 """From a function to its switching values: the only room that touches jax.extend."""
 
-from jaxregions.tracing.bounds import bounded_outputs, bounded_values, output_values, prepare
+from jaxregions.tracing.bounds import bounded_outputs, bounded_values, prepare
 from jaxregions.tracing.changes import changed_outputs, pieces_of
 from jaxregions.tracing.flatten import NotPiecewiseAffineError
+from jaxregions.tracing.levels import level_values, levels_of
 from jaxregions.tracing.network import CPAFunction, Stage, fixed_signs, trace
 from jaxregions.tracing.rational import exact_outputs, exact_values
 from jaxregions.tracing.representations import exact_representation, representation
@@ -23,7 +24,8 @@ __all__ = [
     "exact_values",
     "fixed_signs",
     "is_slot",
-    "output_values",
+    "level_values",
+    "levels_of",
     "pieces_of",
     "prepare",
     "representation",

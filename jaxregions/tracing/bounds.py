@@ -38,7 +38,6 @@ __all__ = [
     "bounded_outputs",
     "bounded_values",
     "needed",
-    "output_values",
     "prepare",
     "stored_exactly",
 ]
@@ -120,20 +119,6 @@ def bounded_outputs(prepared: Prepared, x: Any, error: Any) -> list[Bounded]:
         t = env[output.index] if is_slot(output) else Tracked(output, np.zeros(np.shape(output)))
         pairs.append(Bounded(jnp.ravel(t.value), jnp.ravel(t.error)))
     return pairs
-
-
-def output_values(prepared: Prepared, x: Any) -> Any:
-    """The function's outputs at x in float64, flattened one after another; no bounds."""
-    program = prepared.net.program
-    env = {program.input.index: x}
-    slots = [o for o in program.outputs if is_slot(o)]
-    for i in needed(program.steps, slots, set(env)):
-        step, known = program.steps[i], prepared.constants[i]
-        pairs = zip(step.inputs, known, strict=True)
-        parts = [env[o.index] if is_slot(o) else c.value for o, c in pairs]
-        env.update(zip(step.outputs, step.function(*parts), strict=True))
-    values = [env[o.index] if is_slot(o) else o for o in program.outputs]
-    return jnp.concatenate([jnp.ravel(jnp.asarray(v, x.dtype)) for v in values])
 
 
 def _evaluated(

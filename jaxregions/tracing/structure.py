@@ -66,7 +66,7 @@ def _digest(net: CPAFunction) -> str:
 
 def _operand(value: Any) -> tuple:
     if is_slot(value):
-        return ("slot", value.index, value.shape, str(value.dtype))
+        return ("slot", value.index, value.shape, str(value.dtype), value.depth, value.bent)
     return ("constant", np.shape(value), str(np.asarray(value).dtype))
 
 
