@@ -20,7 +20,7 @@ from jaxregions.engines.flips import face_signs, unpacked
 from jaxregions.engines.frontier import ENGINES, Limits, Status
 from jaxregions.engines.leaves import leaves, stage_tables, witnesses
 from jaxregions.engines.maps import Generation, affine_maps
-from jaxregions.engines.points import Ledger, corners
+from jaxregions.engines.points import Ledger, corners, numbered
 from jaxregions.engines.polytopes import Polytopes, polytopes
 from jaxregions.engines.records import Cells, hits, sign_bits
 from jaxregions.engines.signs import patterns
@@ -180,7 +180,7 @@ def _stage_by_stage(
             cut = cuts.cut_cell, layer.unit[cuts.cut_entry], cuts.children
             table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
             if window.dimension == 2:
-                signs = [*signs, unpacked(*face_signs(new, cuts, stage), layer.size)]
+                signs = [*signs, unpacked(*face_signs(new, cuts), layer.size)]
             family.append(Generation(engine.middles(ledger, new), new.parent))
             done = new, [*tables, table], signs
             watch(0, new.faces)
@@ -326,11 +326,8 @@ def _inherited(signs: list[np.ndarray], tables: list[StageTable]) -> list[np.nda
 
 
 def _units(net: CPAFunction, cells: Cells) -> np.ndarray:
-    unit = np.zeros(len(cells.stage), np.int64)
-    for level, stage in enumerate(net.stages):
-        here = cells.stage == level
-        unit[here] = stage.unit[cells.entry[here]]
-    return unit
+    every = np.concatenate([np.zeros(0, np.int64), *(stage.unit for stage in net.stages)])
+    return every[numbered(net, cells.stage, cells.entry)]
 
 
 def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
@@ -340,10 +337,9 @@ def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
     first = np.repeat(start[:-1], np.diff(start))
     follow = np.arange(1, len(corner) + 1)
     follow[start[1:] - 1] = start[:-1]
-    at = u.take(corner, axis=0)
-    origin = at.take(first, axis=0)
-    a, b = at - origin, at.take(follow, axis=0) - origin
-    return np.add.reduceat(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0], start[:-1]) / 2
+    x, y = (column.take(corner) for column in np.ascontiguousarray(u.T))
+    x, y = x - x.take(first), y - y.take(first)
+    return np.add.reduceat(x * y.take(follow) - y * x.take(follow), start[:-1]) / 2
 
 
 def level_set(

@@ -144,7 +144,7 @@ def find_chords(
     first, last = np.minimum(one, two), np.maximum(one, two)
     keep = ~(at_corner[pair] & at_corner[pair + 1] & _neighbours(mesh, rim, first, last))
     pair, first, last = pair[keep], first[keep], last[keep]
-    order = np.lexsort((last, first))
+    order = np.argsort(first * len(rim.face) + last, kind="stable")
     pair, first, last = pair[order], first[order], last[order]
     new = np.ones(len(first), bool)
     new[1:] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
@@ -245,17 +245,30 @@ def crossings(
         incidences = on, pair, t, error
         node, order = _settle(ledger, signs, stage, rim, chords, (i, j), incidences, unsettled)
         pair, on, t, error = pair[order], on[order], t[order], error[order]
-    _, first, node = np.unique(node, return_index=True, return_inverse=True)
+    merged = len(unsettled) and len(np.unique(node)) < pairs
+    first = np.arange(pairs)
+    if merged:
+        _, first, node = np.unique(node, return_index=True, return_inverse=True)
     at = node[pair]
     new = np.ones(len(at), bool)
     new[1:] = (on[1:] != on[:-1]) | (at[1:] != at[:-1])
     if not geometry:
         none = np.zeros(0)
         return Crossings(on[new], at[new], i[first], j[first], none, none)
-    best = np.lexsort((error, at))
-    best = best[np.unique(at[best], return_index=True)[1]]
+    best = np.lexsort((error, at)) if merged else _two_by_two(at, error)
+    best = best[np.flatnonzero(np.diff(at[best], prepend=-1))]
     partner = np.where(i[pair[best]] == on[best], j[pair[best]], i[pair[best]])
     return Crossings(on[new], at[new], on[best], partner, t[best], error[best])
+
+
+def _two_by_two(at: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """What sorts by ``at``, in which 0, 1, ... come twice each, and then by error."""
+    order = np.empty((len(at) // 2, 2), np.int64)
+    order[at[::-1], 0] = np.arange(len(at))[::-1]
+    order[at, 1] = np.arange(len(at))
+    swap = np.flatnonzero(error[order[:, 0]] > error[order[:, 1]])
+    order[swap] = order[swap, ::-1]
+    return order.ravel()
 
 
 # Exactly -----------------------------------------------------------------------------------------

@@ -8,8 +8,6 @@ switching value that does not vanish on the whole parent has a sign at one of it
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order
 
 from jaxregions.engines.edges import ragged
 from jaxregions.engines.mesh import Mesh
@@ -18,14 +16,14 @@ from jaxregions.engines.records import Cuts
 __all__ = ["face_signs", "unpacked"]
 
 
-def face_signs(new: Mesh, cuts: Cuts, stage: int) -> tuple[np.ndarray, np.ndarray]:
+def face_signs(new: Mesh, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
     """(F, words), twice: the switching values that are positive, negative on each face of ``new``.
 
     Args:
       new, cuts: the mesh refined by the stage, and how. Neither bit is set where a switching value
         vanishes on the whole face.
     """
-    flips = _flips(new, cuts, stage)
+    flips = _flips(new, cuts)
     positive, negative = cuts.signs.positive, cuts.signs.negative
     old = np.flatnonzero(new.origin < len(positive))
     face, row = new.face[old], new.origin[old]
@@ -40,27 +38,23 @@ def face_signs(new: Mesh, cuts: Cuts, stage: int) -> tuple[np.ndarray, np.ndarra
     return p ^ swap, n ^ swap
 
 
-def _flips(new: Mesh, cuts: Cuts, stage: int) -> np.ndarray:
+def _flips(new: Mesh, cuts: Cuts) -> np.ndarray:
     """(F, words) what changes sign between the first face of a parent and each of its faces."""
-    words = cuts.signs.positive.shape[1]
-    piece = np.flatnonzero((new.stage == stage) & (np.arange(len(new.twin)) < new.twin))
-    left, right = new.face[piece], new.face[new.twin[piece]]
-    across = _bits_across(new.parent[left], new.entry[piece], cuts, words)
-    root, each = new.faces, np.arange(new.faces)
-    anchors = np.flatnonzero(np.diff(new.parent, prepend=-1))
-    tail = np.concatenate([left, np.full(len(anchors), root)])
-    head = np.concatenate([right, anchors])
-    graph = csr_array((np.ones(len(tail), np.int8), (tail, head)), shape=(root + 1, root + 1))
-    up = breadth_first_order(graph, root, directed=False)[1].astype(np.int64)
-    up[root] = root
-    flips = np.zeros((new.faces + 1, words), np.uint64)
-    for one, other in ((left, right), (right, left)):
-        down = np.flatnonzero(up[other] == one)
-        flips[other[down]] = across[down]
-    while (up[each] != root).any():  # to twice as far up
+    inner, outer, entry = cuts.pieces
+    way = np.full(new.faces, -1)
+    way[inner] = np.arange(len(inner))
+    face = np.flatnonzero(way >= 0)
+    way = way.take(face)
+    up = np.arange(new.faces)
+    up[face] = outer.take(way)
+    flips = np.zeros((new.faces, cuts.signs.positive.shape[1]), np.uint64)
+    flips[face] = _bits_across(new.parent.take(face), entry.take(way), cuts, flips.shape[1])
+    while True:  # to twice as far up
+        further = up.take(up)
+        if (further == up).all():
+            return flips
         flips ^= flips.take(up, axis=0)
-        up = up[up]
-    return flips[:-1]
+        up = further
 
 
 def _bits_across(face: np.ndarray, entry: np.ndarray, cuts: Cuts, words: int) -> np.ndarray:

@@ -97,41 +97,43 @@ def restricted(mesh: Mesh, low: int, high: int) -> Mesh:
 def from_cycles(
     vertices: np.ndarray,
     following: np.ndarray,
-    old_face: np.ndarray,
+    heads: np.ndarray,
+    parent: np.ndarray,
     window: np.ndarray,
     columns: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-) -> Mesh:
-    """The mesh whose faces are the cycles of ``following``, parent after parent.
+) -> tuple[Mesh, np.ndarray]:
+    """The mesh whose faces are the cycles of ``following``, and (H,) the face of every half-edge.
 
     Args:
-      following: (H,) a permutation. old_face: (H,) the parent. window: of the parents.
+      following: (H,) a permutation. heads: (F,) one half-edge of each cycle, parent after parent.
+      parent: (F,) the faces that they lie in. window: of the parents.
       columns: origin, twin, stage, entry of every half-edge.
+
+    Raises:
+      RuntimeError: heads that are not one of each cycle.
     """
-    label = _cycle_labels(following)
-    heads, sizes = np.unique(label, return_counts=True)
-    order = np.argsort(old_face[heads], kind="stable")
-    heads, sizes = heads[order], sizes[order]
-    start = starts_of(sizes)
-    place = np.empty(len(following), np.int64)
-    here, to, left = heads, start[:-1], sizes
-    while len(here):
-        place[here] = to
-        more = np.flatnonzero(left > 1)
-        here, to, left = following[here[more]], to[more] + 1, left[more] - 1
-    old = np.empty_like(place)
-    old[place] = np.arange(len(place))
-    origin, twin, stage, entry = (c[old] for c in columns)
-    twin = np.where(twin >= 0, place[twin], -1)
-    parent = old_face[heads]
+    here, face = heads, np.arange(len(heads))
+    walked, owners, size = [], [], 0
+    while len(here) and size <= len(following):
+        walked.append(here)
+        owners.append(face)
+        size += len(here)
+        here = following.take(here)
+        more = np.flatnonzero(here != heads.take(face))
+        here, face = here.take(more), face.take(more)
+    if size != len(following):
+        raise RuntimeError("the turns at the vertices contradict each other")
+    half, owner = np.concatenate(walked), np.concatenate(owners)
+    rank = np.repeat(np.arange(len(walked)), list(map(len, walked)))
+    start = starts_of(np.bincount(owner, minlength=len(heads)))
+    at = start.take(owner) + rank
+    old, place, face_of = (np.empty(size, np.int64) for _ in range(3))
+    old[at], place[half], face_of[half] = half, at, owner
+    origin, twin, stage, entry = (c.take(old) for c in columns)
+    twin = np.where(twin >= 0, place.take(twin), -1)  # -1 takes the last, which is not used
     face, around = _around(start)
-    return Mesh(vertices, start, window[parent], parent, origin, twin, face, around, stage, entry)
-
-
-def _cycle_labels(following: np.ndarray) -> np.ndarray:
-    """The smallest member of each member's cycle, by doubling."""
-    label, jump = np.arange(len(following)), following
-    while True:
-        label = np.minimum(label, label[jump])
-        if (label[following] == label).all():
-            return label
-        jump = jump[jump]
+    window = window.take(parent)
+    return (
+        Mesh(vertices, start, window, parent, origin, twin, face, around, stage, entry),
+        face_of,
+    )

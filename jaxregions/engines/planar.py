@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from jaxregions.engines import chords as chord
@@ -29,11 +31,11 @@ def refined(ledger: Ledger, mesh: Mesh, stage: int) -> tuple[Mesh, Cuts]:
     numbers = ledger.vertices.size + np.arange(fresh.size)
     ledger.vertices = ledger.vertices.extended(fresh)
     vertices = np.concatenate([mesh.vertices, numbers])
-    new = split(mesh, edge_of, zeros, rim, found, cross, stage, vertices)
+    new, pieces = split(mesh, edge_of, zeros, rim, found, cross, stage, vertices)
     children = np.bincount(new.parent, minlength=mesh.faces)
     if (children != _children(mesh, found, cross)).any():
         raise RuntimeError("the subdivision contradicts Euler's formula")
-    return new, _cuts(mesh, signs, found, children)
+    return new, _cuts(mesh, signs, found, children, pieces)
 
 
 def counted(ledger: Ledger, mesh: Mesh, stage: int) -> Cuts:
@@ -62,7 +64,9 @@ def _children(mesh: Mesh, found: chord.Chords, cross: chord.Crossings) -> np.nda
     ).astype(np.int64)
 
 
-def _cuts(mesh: Mesh, signs: Signs, found: chord.Chords, children: np.ndarray) -> Cuts:
+def _cuts(
+    mesh: Mesh, signs: Signs, found: chord.Chords, children: np.ndarray, pieces: Any = None
+) -> Cuts:
     corner_face, corner_entry = np.zeros(0, np.int64), np.zeros(0, np.int64)
     if len(signs.zero_row):
         half, corner_entry = chord.corner_zeros(mesh, signs)
@@ -79,53 +83,55 @@ def _cuts(mesh: Mesh, signs: Signs, found: chord.Chords, children: np.ndarray) -
         corner_face,
         corner_entry,
         np.diff(mesh.start),
+        pieces,
     )
 
 
 def middles(ledger: Ledger, mesh: Mesh) -> np.ndarray:
     """(F, 2) the mean of every face's corners, in float64."""
-    corner = ledger.vertices.u.take(mesh.vertices.take(mesh.origin), axis=0)
-    return np.add.reduceat(corner, mesh.start[:-1], axis=0) / np.diff(mesh.start)[:, None]
+    at, size = mesh.vertices.take(mesh.origin), np.diff(mesh.start)
+    columns = (ledger.vertices.u[:, axis].take(at) for axis in range(2))
+    return np.stack([np.add.reduceat(c, mesh.start[:-1]) / size for c in columns], axis=1)
 
 
 def cells(ledger: Ledger, mesh: Mesh) -> Cells:
     """Faces with witness points, and the facets between them."""
-    u, error = ledger.vertices.u.take(mesh.vertices, axis=0), ledger.vertices.error[mesh.vertices]
-    size = np.diff(mesh.start)
-    corner = u.take(mesh.origin, axis=0)
-    witness = np.add.reduceat(corner, mesh.start[:-1], axis=0) / size[:, None]
-    inside = _left_of_all(mesh, u, error, witness)
+    witness = middles(ledger, mesh)
     half = np.flatnonzero(np.arange(len(mesh.twin)) < mesh.twin)
-    ends = np.stack([mesh.origin[half], mesh.origin[mesh.following[half]]], axis=1)
+    corner = mesh.vertices.take(mesh.origin)
     return Cells(
         mesh.window,
         mesh.parent,
         witness,
-        inside,
+        _left_of_all(ledger, mesh, witness),
         mesh.start,
-        mesh.vertices[mesh.origin],
-        mesh.face[half],
-        mesh.face[mesh.twin[half]],
-        mesh.vertices[ends],
-        mesh.stage[half],
-        mesh.entry[half],
+        corner,
+        mesh.face.take(half),
+        mesh.face.take(mesh.twin.take(half)),
+        np.stack([corner.take(half), corner.take(mesh.following.take(half))], axis=1),
+        mesh.stage.take(half),
+        mesh.entry.take(half),
     )
 
 
-def _left_of_all(mesh: Mesh, u, error, witness) -> np.ndarray:
+def _left_of_all(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> np.ndarray:
     """Whether each witness is proven to lie strictly left of all half-edges of its face.
 
     The cross product of (b - a) and (w - a), a and b known to within their errors.
     """
     start, face = mesh.start[:-1], mesh.face
-    a, b = (u.take(end, axis=0) for end in (mesh.origin, mesh.origin[mesh.following]))
+    u = ledger.vertices.u.take(mesh.vertices, axis=0)
+    ax, ay = (column.take(mesh.origin) for column in np.ascontiguousarray(u.T))
     with np.errstate(all="ignore"):  # an overflow proves nothing
-        step, reach = b - a, witness.take(face, axis=0) - a
-        turn = step[:, 0] * reach[:, 1] - step[:, 1] * reach[:, 0]
-        scale = np.maximum.reduceat(widest(a), start) + widest(witness)
-        worst = np.maximum.reduceat(error[mesh.origin], start)
-        slack = (2 * worst + 4 * U * scale)[face]
-        long, wide = widest(step) + slack, widest(reach) + slack
+        scale = np.maximum.reduceat(widest(u).take(mesh.origin), start) + widest(witness)
+        error = ledger.vertices.error.take(mesh.vertices)
+        worst = np.maximum.reduceat(error.take(mesh.origin), start)
+        slack = (2 * worst + 4 * U * scale).take(face)
+        sx, sy = (a.take(mesh.following) - a for a in (ax, ay))
+        rx, ry = (w.take(face) - a for w, a in zip(witness.T, (ax, ay), strict=True))
+        turn = sx * ry - sy * rx
+        long = np.maximum(np.abs(sx), np.abs(sy)) + slack
+        wide = np.maximum(np.abs(rx), np.abs(ry)) + slack
         bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
         left = turn > bound + np.finfo(np.float64).tiny
-    return np.logical_and.reduceat(left, mesh.start[:-1])
+    return np.logical_and.reduceat(left, start)

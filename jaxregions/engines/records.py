@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxregions.engines.signs import Signs, one_bits
+from jaxregions.engines.signs import Signs
 
 __all__ = ["Cells", "Cuts", "hits", "sign_bits"]
 
@@ -21,6 +21,7 @@ class Cuts(NamedTuple):
       in order of window.
     zero_cell, zero_entry: (Z,) corners of cells where a switching value vanishes.
     corners: (F,) number of corners of each cell.
+    pieces: of chords, where a planar mesh was cut, as in ``split``.
     """
 
     cut_cell: np.ndarray
@@ -34,6 +35,7 @@ class Cuts(NamedTuple):
     zero_cell: np.ndarray
     zero_entry: np.ndarray
     corners: np.ndarray
+    pieces: Any = None
 
 
 class Cells(NamedTuple):
@@ -85,7 +87,9 @@ def hits(bits: np.ndarray, unit: np.ndarray) -> np.ndarray:
     between; so does one that vanishes on a whole cell only.
     """
     positive, negative, flat = bits
-    window, entry = one_bits((positive & negative) | (flat & (positive | negative)))
+    words = (positive & negative) | (flat & (positive | negative))
+    dense = np.unpackbits(words.astype("<u8").view(np.uint8), axis=1, bitorder="little")
+    window, entry = np.nonzero(dense)
     units = int(unit.max(initial=-1)) + 1
     key = np.unique(window * units + unit[entry])
     return np.bincount(key // max(units, 1), minlength=bits.shape[1])

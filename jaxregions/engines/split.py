@@ -6,6 +6,8 @@ that is their order by angle, so no angle is ever computed.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from jaxregions.engines.chords import Boundary, Chords, Crossings
@@ -14,7 +16,18 @@ from jaxregions.engines.mesh import Mesh, from_cycles
 from jaxregions.engines.points import Ledger, Vertices, between, numbered
 from jaxregions.engines.signs import Signs
 
-__all__ = ["new_vertices", "split"]
+__all__ = ["Pieces", "new_vertices", "split"]
+
+
+class Pieces(NamedTuple):
+    """Pieces of chords: the new faces on their inner and their outer side, and the chords' entry.
+
+    Going outwards leads from every face to the first one of its parent.
+    """
+
+    inner: np.ndarray
+    outer: np.ndarray
+    entry: np.ndarray
 
 
 def new_vertices(
@@ -66,7 +79,7 @@ def split(
     cross: Crossings,
     stage: int,
     vertices: np.ndarray,
-) -> Mesh:
+) -> tuple[Mesh, Pieces]:
     """The faces of ``mesh`` cut by all chords; ``vertices`` are the old and the new ones."""
     rims, nodes = len(rim.face), mesh.size + len(zeros.first)
     # Half-edges: one per boundary position, then two (forward, backward) per piece of a chord.
@@ -91,14 +104,41 @@ def split(
     inherits = np.repeat(np.arange(len(rim.corner)), zeros.per_edge[edge_of] + 1)
     own_stage = np.concatenate([mesh.stage[inherits], np.full(2 * len(piece), stage)])
     own_entry = np.concatenate([mesh.entry[inherits], np.repeat(chords.entry[chord], 2)])
-    old_face = np.concatenate([rim.face, np.repeat(chords.face[chord], 2)])
 
     following = np.empty(len(origin), np.int64)
     _turn_at_boundary(following, mesh, rim, chords, rims, begin)
     _turn_inside(following, rims, chords, cross, begin, rank)
-    return from_cycles(
-        vertices, following, old_face, mesh.window, (origin, twin, own_stage, own_entry)
+    heads, parent = _heads(following, mesh, rim, chords.face.take(chord))
+    new, face = from_cycles(
+        vertices, following, heads, parent, mesh.window, (origin, twin, own_stage, own_entry)
     )
+    return new, Pieces(face.take(back), face.take(ahead), chords.entry.take(chord))
+
+
+def _heads(following, mesh, rim, face) -> tuple[np.ndarray, np.ndarray]:
+    """(F,) one half-edge of every new face, and the parent; a parent's outermost face comes first.
+
+    A chord has the parent's last boundary piece on its outer side. The outermost face, of that
+    piece, is on the outer side of all; of any other one the chords on whose inner side it is are
+    those that a point of the outermost sees of it: a part of its boundary without a gap.
+
+    Args:
+      face: (P,) the parent of every piece of a chord.
+    """
+    rims, parents = len(rim.face), mesh.faces
+    before = np.concatenate([np.arange(rims), rims + 2 * np.arange(len(face))])  # not inner sides
+    after = following.take(before) - rims
+    first = np.zeros(len(face), bool)
+    first[after[(after >= 0) & (after % 2 == 1)] // 2] = True
+    piece = np.flatnonzero(first)
+    inner = face.take(piece)
+    at = inner + np.arange(1, len(piece) + 1)
+    outermost = starts_of(1 + np.bincount(inner, minlength=parents))[:-1]
+    heads, parent = np.empty((2, parents + len(piece)), np.int64)
+    heads[at], parent[at] = rims + 2 * piece + 1, inner
+    heads[outermost] = np.append(rim.corner.take(mesh.start[1:-1]), rims) - 1
+    parent[outermost] = np.arange(parents)
+    return heads, parent
 
 
 def _boundary_twins(mesh: Mesh, rim: Boundary) -> np.ndarray:
@@ -125,7 +165,7 @@ def _turn_at_boundary(following, mesh, rim, chords, rims, begin) -> None:
     span = chords.last - chords.first
     reach = np.concatenate([span, length - span])
     out = np.concatenate([rims + 2 * begin[:-1], rims + 2 * (begin[1:] - 1) + 1])
-    order = np.lexsort((reach, position))
+    order = np.argsort(position * len(rim.face) + reach)
     position, out = position[order], out[order]
     begins = np.ones(len(out), bool)
     begins[1:] = position[1:] != position[:-1]
@@ -144,7 +184,7 @@ def _turn_inside(following, rims, chords, cross, begin, rank) -> None:
     out = np.concatenate([toward_first, toward_last])
     node = np.concatenate([cross.point, cross.point])
     leads_to = np.concatenate([chords.first[cross.chord], chords.last[cross.chord]])
-    order = np.lexsort((leads_to, node))
+    order = np.argsort(node * rims + leads_to)
     out, node = out[order], node[order]
     begins = np.ones(len(out), bool)
     begins[1:] = node[1:] != node[:-1]
