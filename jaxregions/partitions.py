@@ -11,18 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxregions._interrupts import interruptible
 from jaxregions._progress import watching
 from jaxregions._records import build, record
 from jaxregions.engines import merging
 from jaxregions.engines.affine import same_maps
-from jaxregions.engines.facets import facets
+from jaxregions.engines.facets import Facets, facets
 from jaxregions.engines.flips import face_signs, unpacked
 from jaxregions.engines.frontier import ENGINES, Limits, Status
 from jaxregions.engines.leaves import leaves, stage_tables, witnesses
 from jaxregions.engines.maps import Generation, affine_maps
 from jaxregions.engines.points import Ledger, corners, numbered
-from jaxregions.engines.polytopes import Polytopes, polytopes
+from jaxregions.engines.polytopes import Polytopes, polytopes, unshaped
 from jaxregions.engines.records import Cells, hits, sign_bits
+from jaxregions.engines.search import Stopped
 from jaxregions.engines.signs import patterns
 from jaxregions.engines.slopes import agreeing_maps
 from jaxregions.regions import prepared
@@ -86,7 +88,8 @@ class Partition:
     activation_regions, affine_regions: the counts; a lower bound and -1 if not COMPLETE.
     certified: all cells were found, proven. Otherwise (k >= 3, cells too thin for floats) some are
       missing, the number of activation regions is a lower bound, affine regions are not labelled.
-    status: why it ended, a ``Status``; if not COMPLETE, the cells of the stages that were finished.
+    status: why it ended, a ``Status``; if not COMPLETE, the cells of the stages that were finished,
+      and for k >= 3 no facets, vertices and volumes that there was no time for.
     decisions, settled_exactly: float64 decisions, and how many were made again in rationals.
     """
 
@@ -150,7 +153,8 @@ def partition(
     net, limits = prepared(f, window, input_shape, None, max_regions, max_seconds)
     if window.batch_shape != ():
         raise ValueError(f"window: expected one window, received leading axes {window.batch_shape}")
-    with watching(1, progress) as watch:
+    with interruptible() as halt, watching(1, progress) as watch:
+        limits = limits._replace(halt=halt)
         if window.dimension in ENGINES:
             return _stage_by_stage(net, window, limits, affine, watch)
         return _cell_by_cell(net, window, limits, affine, watch)
@@ -204,6 +208,8 @@ def _stage_by_stage(
 
 
 def _stop(limits: Limits, faces: int) -> Status:
+    if limits.halt is not None and limits.halt.is_set():
+        return Status.INTERRUPTED
     if time.monotonic() > limits.deadline:
         return Status.MAX_SECONDS
     over = limits.regions is not None and faces > limits.regions
@@ -216,27 +222,39 @@ def _cell_by_cell(
     """Dimension 3 and above: the sign tree's leaves, and the facets between them."""
     windows = window.reshape(1)
     found = leaves(net, windows, limits=limits, watch=lambda cells: watch(0, cells))
-    search, inner = found.search, witnesses(net, windows, found.levels[-1])
+    search, leaf = found.search, found.levels[-1]
+    inner, step = witnesses(net, windows, leaf), np.array([c.step for c in leaf])
     status = Status.COMPLETE if search.going[0] else Status.MAX_REGIONS
     if search.status != Status.COMPLETE:
         status = search.status
     signs = patterns(inner, len(found.parents))
+    tables = [StageTable(*rows) for rows in stage_tables(found, signs)]
+    certified = not search.unsettled[0]
+    between, shape = Facets.none(), unshaped(found)
+
+    def labelled() -> Labels:
+        def agree(_: Cells, same: np.ndarray) -> np.ndarray:
+            return agreeing_maps(inner, step, between, same, search.require_time)
+
+        wanted = affine and certified
+        return _labels(net, between.cells(found), signs, tables, status, wanted, agree)
+
     points = [np.array([c.u for c in level]) for level in found.levels]
     parents = [np.zeros(len(points[0]), np.int64), *found.parents]
-    made = signs, *_maps(inner, list(map(Generation, points, parents)), status)
-    between = facets(found, signs)
-    cells, step = between.cells(found), np.array([c.step for c in found.levels[-1]])
-    tables = [StageTable(*rows) for rows in stage_tables(found, signs)]
-
-    def agree(_: Cells, same: np.ndarray) -> np.ndarray:
-        return agreeing_maps(inner, step, between, same)
-
-    certified = not search.unsettled[0]
-    labels = _labels(net, cells, signs, tables, status, affine and certified, agree)
-    shape = polytopes(found, signs)
+    family = list(map(Generation, points, parents))
+    try:
+        between = facets(found, signs)
+        labels = labelled()
+        maps = _maps(inner, family, status)
+        shape = polytopes(found, signs)
+    except Stopped:
+        status = search.status
+        labels, maps = labelled(), _maps(inner, family, status)
+    made = signs, *maps
     exactly = inner.settled_exactly + search.settled_exactly
     counted = inner.decisions + search.programs, exactly
     bound = None if status == Status.COMPLETE else int(search.bound[0])
+    cells = between.cells(found)
     return _assembled(net, window, cells, shape, made, labels, status, bound, certified, counted)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxregions._interrupts import interruptible
 from jaxregions._progress import watching
 from jaxregions._records import build, is_traced, record, require_finite
 from jaxregions.engines import cells, frontier, merging, vertices
@@ -115,7 +116,8 @@ def count_regions(
     count = len(flat.center)
     engine = _choice(windows.dimension, engine, affine, certificate)
     if engine not in (NAMES[k] for k in ENGINES):
-        with watching(count, progress) as watch:
+        with interruptible() as halt, watching(count, progress) as watch:
+            limits = limits._replace(halt=halt)
             if affine:
                 found = _by_unions(net, flat, limits, watch)
             elif engine == ANY or merging.has_contests(net):
@@ -147,7 +149,8 @@ def count_regions(
         ledger.settled_exactly += inner.settled_exactly
 
     wanted = finish if affine or contests else None
-    with watching(count, progress) as watch:
+    with interruptible() as halt, watching(count, progress) as watch:
+        limits = limits._replace(halt=halt)
         tally = frontier.explore(net, flat, limits=limits, finish=wanted, watch=watch)
     done = tally.status == Status.COMPLETE
     regions = np.where(done & (merged > 0), merged, tally.bound)
@@ -233,6 +236,7 @@ def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
         flat,
         max_regions=limits.regions,
         deadline=limits.deadline,
+        halt=limits.halt,
         watch=lambda cells: watch(0, cells),
     )
     counts = build(
@@ -248,6 +252,8 @@ def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
         certificate=None,
     )
     left = np.flatnonzero(found.status == Status.DEGENERATE)
+    if limits.halt is not None and (found.status == Status.INTERRUPTED).any():
+        limits.halt.set()
     if not len(left):
         return counts
     rest = _by_cells(net, flat[left], limits, False, watch)

@@ -13,7 +13,7 @@ ROOT = Path(jaxregions.__file__).parent  # the package that is installed
 
 # From the ground up: a module imports only from its own row and rows above it.
 ORDER = (
-    ("exact", "_records", "_progress"),
+    ("exact", "_records", "_progress", "_interrupts"),
     ("activations",),
     ("windows",),
     ("_criterion", "hyperplanes"),

@@ -350,9 +350,9 @@ def test_cells_by_qhull_are_those_of_the_vertices(part, monkeypatch):
     assert alone.vertex_error.max() < 1e-9
 
 
-def degenerate(net, windows):
+def degenerate(net, windows, stopped):
     """``subdivision`` of windows that it does not order."""
-    ledger, skeleton, counts = vertices.subdivision(net, windows)
+    ledger, skeleton, counts = vertices.subdivision(net, windows, stopped)
     counts.status[:] = Status.DEGENERATE
     return ledger, skeleton, counts
 

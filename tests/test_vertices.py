@@ -12,6 +12,7 @@ from small_networks import gaussian_layers, integer_layers, recipe, traced
 
 import jaxregions as jr
 from jaxregions import zoo
+from jaxregions._interrupts import Halt
 from jaxregions.engines import vertices
 from jaxregions.engines.complexes import tables
 from jaxregions.engines.frontier import Status
@@ -304,8 +305,13 @@ def test_time_and_interruption_leave_what_was_proven(net):
     window = jr.Window(np.zeros((1, 3)), 1.0)
     late = count(net, window, deadline=time.monotonic() - 1)
     assert (late.status[0], late.bound[0]) == (Status.MAX_SECONDS, 1)
-    calls = iter(range(1000))
-    some = count(net, window, halt=lambda: next(calls) > 5)
+    halt, calls = Halt(), iter(range(1000))
+
+    def watch(_):
+        if next(calls) > 3:
+            halt.set()
+
+    some = count(net, window, halt=halt, watch=watch)
     assert some.status[0] == Status.INTERRUPTED
     assert 654 <= some.bound[0] < 4896
     assert some.by_stage.tolist() == [[654, 0]]

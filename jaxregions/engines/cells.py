@@ -17,7 +17,7 @@ from jaxregions.engines.certificates import Certificate, Recorder
 from jaxregions.engines.enclosures import enclosed_rows
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.points import Frame, frame_of
-from jaxregions.engines.search import Cell, Search, new_search
+from jaxregions.engines.search import Cell, Search, Stopped, new_search
 from jaxregions.engines.signtree import children
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -95,6 +95,8 @@ def explore(search: Search, watch: Callable[[int, int], None] | None = None) -> 
                 stack.append((stage + 1, iter(_thinned(search, chain.from_iterable(grown)))))
             if watch is not None:
                 watch(int((search.pending == 0).sum()), int(search.bound.sum()))
+    except Stopped:
+        return
     except KeyboardInterrupt:
         search.status = Status.INTERRUPTED
 

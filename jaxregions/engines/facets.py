@@ -41,6 +41,10 @@ class Facets(NamedTuple):
     entry: np.ndarray
     axis: np.ndarray
 
+    @staticmethod
+    def none() -> Facets:
+        return Facets(*np.zeros((5, 0), np.int64))
+
     def cells(self, found: Leaves) -> Cells:
         """The cells with these facets, without vertices."""
         cells, k = found.levels[-1], found.search.radius.shape[1]
@@ -85,6 +89,7 @@ def facets(found: Leaves, signs: list[np.ndarray]) -> Facets:
 
     Raises:
       RuntimeError: cells that contradict each other.
+      Stopped: by the search's limits.
     """
     search, cells = found.search, found.levels[-1]
     every = np.concatenate([np.zeros((len(cells), 0), np.int8), *signs], axis=1)
@@ -149,11 +154,13 @@ def _parallel(search: Search, cells: list[Cell], first: np.ndarray) -> tuple[np.
     most = max((len(c.value) for c in cells), default=0) + size
     step = max(1, _ENTRIES // (most * size + 1))
     for start in range(0, len(cells), step):
+        search.require_time()
         some = cells[start : start + step]
         rows = [settled_rows(search, c) for c in some]
         batch = Batch.of(search, some, rows)
         zero = np.stack([r.zero for r in rows])
         for p, i, j in zip(*_suspects(batch, zero), strict=True):
+            search.require_time()
             cell = some[p]
             own = (cell.stage, int(j), 1)
             other = (cell.stage, int(i) - batch.fixed, 1)

@@ -6,7 +6,6 @@ and the last stage, which needs no geometry, is counted in runs of cells.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxregions._interrupts import Halt
 from jaxregions.engines import planar, segments
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.records import hits, sign_bits
@@ -52,7 +52,7 @@ class Limits(NamedTuple):
 
     regions: int | None
     deadline: float
-    halt: threading.Event | None = None
+    halt: Halt | None = None
 
 
 class Tally(NamedTuple):
@@ -97,7 +97,7 @@ def explore(
         np.full(count, -1),
         np.zeros(2, np.int64),
     )
-    halt = threading.Event()
+    halt = limits.halt or Halt()
     limits = limits._replace(halt=halt)
 
     def group(start: int, stop: int) -> Ledger:
@@ -119,9 +119,7 @@ def explore(
     return tally
 
 
-def _in_turn(
-    group: Callable[[int, int], Ledger], count: int, halt: threading.Event
-) -> Iterator[Ledger]:
+def _in_turn(group: Callable[[int, int], Ledger], count: int, halt: Halt) -> Iterator[Ledger]:
     """All windows in groups; the first shows how large the others may be, which then overlap."""
     if not count:
         return
@@ -138,8 +136,9 @@ def _in_turn(
         try:
             for future in running:
                 yield future.result()
-        finally:
+        except BaseException:  # the other group is not waited for
             halt.set()
+            raise
 
 
 def _group(ledger, tally, limits, finish, first, watch) -> None:

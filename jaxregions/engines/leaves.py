@@ -11,7 +11,7 @@ import numpy as np
 from jaxregions.engines.cells import batch_size, cut, roots
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.points import CORNER, Frame, Ledger, Vertices, frame_of
-from jaxregions.engines.search import Cell, Search, new_search
+from jaxregions.engines.search import Cell, Search, Stopped, new_search
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
@@ -57,6 +57,8 @@ def leaves(
             found.parents.append(parent[order])
         else:
             search.pending[search.going] = 0
+    except Stopped:
+        return found
     except KeyboardInterrupt:
         search.status = Status.INTERRUPTED
     return found

@@ -10,6 +10,7 @@ Other cells come from Qhull, the intersection of half-spaces around the witness.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import factorial
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from jaxregions.engines.points import Ledger, U, values
 from jaxregions.engines.search import Cell
 from jaxregions.engines.vertices import subdivision
 
-__all__ = ["MOST", "Polytopes", "polytopes"]
+__all__ = ["MOST", "Polytopes", "polytopes", "unshaped"]
 
 MOST = 6  # dimensions
 _NEAR = 2.0**-30  # only an error bound depends on it
@@ -44,29 +45,42 @@ class Polytopes(NamedTuple):
 
 
 def polytopes(found: Leaves, signs: list[np.ndarray]) -> Polytopes:
-    """The cells of the last level, of one window.
+    """The cells of the last level, of one window; of more than ``MOST`` dimensions ``unshaped``.
 
     Args:
       signs: per stage (F, size) of these cells.
+
+    Raises:
+      Stopped: by the search's limits.
     """
-    cells, k = found.levels[-1], found.search.radius.shape[1]
-    if k > MOST:
-        none = np.zeros(0, np.int64)
-        start, size = np.zeros(len(cells) + 1, np.int64), np.full(len(cells), np.nan)
-        return Polytopes(np.zeros((0, k)), np.zeros(0), start, none, size)
-    search = found.search
+    cells, search = found.levels[-1], found.search
+    if search.radius.shape[1] > MOST:
+        return unshaped(found)
+    search.require_time()
     if signs and len(signs) == len(search.net.stages) and not search.unsettled.any():
-        ledger, skeleton, counts = subdivision(search.net, search.windows)
+        stopped = lambda: search.status if search.out_of_time() else None  # noqa: E731
+        ledger, skeleton, counts = subdivision(search.net, search.windows, stopped)
+        search.require_time()
         if counts.status[0] == Status.COMPLETE:
-            return _around(ledger, skeleton, np.concatenate(signs, axis=1))
+            every = np.concatenate(signs, axis=1)
+            return _around(ledger, skeleton, every, search.require_time)
     return _alone(found, cells)
+
+
+def unshaped(found: Leaves) -> Polytopes:
+    """The cells of the last level without vertices and volumes."""
+    cells, k = len(found.levels[-1]), found.search.radius.shape[1]
+    none, size = np.zeros(0, np.int64), np.full(cells, np.nan)
+    return Polytopes(np.zeros((0, k)), np.zeros(0), np.zeros(cells + 1, np.int64), none, size)
 
 
 # Simple subdivisions -----------------------------------------------------------------------------
 
 
-def _around(ledger: Ledger, skeleton: Complex, signs: np.ndarray) -> Polytopes:
-    """Cells from the vertices around which they lie."""
+def _around(
+    ledger: Ledger, skeleton: Complex, signs: np.ndarray, pause: Callable[[], None]
+) -> Polytopes:
+    """Cells from the vertices around which they lie. pause: called between parts of the work."""
     k = skeleton.planes.shape[1]
     words = tables(2 * k + signs.shape[1])
     crossing = np.logical_and((signs > 0).any(axis=0), (signs < 0).any(axis=0))
@@ -80,6 +94,7 @@ def _around(ledger: Ledger, skeleton: Complex, signs: np.ndarray) -> Polytopes:
         raise RuntimeError("a vertex of a cell that was not found")
     apex = np.flatnonzero(skeleton.planes[:, 0] < 0)
     for row in apex.tolist():
+        pause()
         at = _exact_signs(ledger, int(skeleton.ids[row]))
         near = np.flatnonzero(((at == 0) | (at == signs) | ~crossing).all(axis=1))
         vertex, cell = np.append(vertex, np.full(len(near), row)), np.append(cell, near)
@@ -87,7 +102,7 @@ def _around(ledger: Ledger, skeleton: Complex, signs: np.ndarray) -> Polytopes:
     corner = vertex[order]
     start = starts_of(np.bincount(cell, minlength=len(signs)))
     at = ledger.vertices.rows(skeleton.ids)
-    size = _sizes(at.u, start, corner, skeleton.planes)
+    size = _sizes(at.u, start, corner, skeleton.planes, pause)
     return Polytopes(at.u, at.error, start, corner, size)
 
 
@@ -128,7 +143,13 @@ def _exact_signs(ledger: Ledger, vertex: int) -> np.ndarray:
     return np.array([(v > 0) - (v < 0) for v in known], np.int8)
 
 
-def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray, planes: np.ndarray) -> np.ndarray:
+def _sizes(
+    u: np.ndarray,
+    start: np.ndarray,
+    corner: np.ndarray,
+    planes: np.ndarray,
+    pause: Callable[[], None],
+) -> np.ndarray:
     """Volumes of cells; planes (V, k): the constraints at each vertex, -1: more than k."""
     k, size = u.shape[1], np.zeros(len(start) - 1)
     odd = np.logical_or.reduceat(planes[corner, 0] < 0, start[:-1])
@@ -138,6 +159,7 @@ def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray, planes: np.ndar
     each = max(1, len(corner) // len(size)) * factorial(k)
     step = max(1, _ROWS // (each * k))
     for low in range(0, len(rest), step):
+        pause()
         some = rest[low : low + step]
         owner, place = ragged(np.diff(start)[some])
         owner_, simplex = _pulled(owner, corner[start[some][owner] + place], planes)
@@ -178,6 +200,7 @@ def _alone(found: Leaves, cells: list[Cell]) -> Polytopes:
     k, every = len(radius), []
     side = np.concatenate([-np.eye(k), np.eye(k)])
     for cell in cells:
+        found.search.require_time()
         slope = np.concatenate([cell.slope, side])
         value = np.append(cell.value, np.ones(2 * k))
         error = np.append(cell.error, np.zeros(2 * k))

@@ -14,7 +14,16 @@ from jaxregions.engines.frontier import Limits, Status
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["Cell", "Sample", "Search", "exact_row", "exactly", "new_search", "settled_rows"]
+__all__ = [
+    "Cell",
+    "Sample",
+    "Search",
+    "Stopped",
+    "exact_row",
+    "exactly",
+    "new_search",
+    "settled_rows",
+]
 
 _COARSE = 2.0**-8  # rows with a larger relative error are made exactly
 
@@ -44,6 +53,10 @@ class Cell:
     bases: tuple[np.ndarray, np.ndarray] | None = None
     rows: Rows | None = None
     exact: tuple[np.ndarray, np.ndarray] | None = None
+
+
+class Stopped(Exception):
+    """A limit ends a search in the middle of a step; what is in its tallies is proven."""
 
 
 class Sample:
@@ -95,6 +108,15 @@ class Search:
         if self.limits.halt is not None and self.limits.halt.is_set():
             self.status = Status.INTERRUPTED
         return self.status != Status.COMPLETE
+
+    def require_time(self) -> None:
+        """Between the parts of what takes long.
+
+        Raises:
+          Stopped: there is none left.
+        """
+        if self.out_of_time():
+            raise Stopped
 
     def split(self, stage: int, window: np.ndarray) -> None:
         """One more region in each of these windows, once for every time it is named."""
@@ -171,6 +193,7 @@ def settled_rows(search: Search, cell: Cell) -> Rows:
     coarse = rows.lost | (~rows.zero & (rows.error > _COARSE * extent))
     if not coarse.any():
         return rows
+    search.require_time()
     search.settled_exactly += int(coarse.sum())
     made = rounded_rows(search.net, *exactly(search, cell), search.radius[cell.window])
     return Rows(

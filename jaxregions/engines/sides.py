@@ -197,7 +197,11 @@ class Batch:
 
 def tested(search: Search, batch: Batch, tests: Parts) -> Answers:
     """Whether these parts are empty, each proven; UNSETTLED: neither point nor proof, which is
-    tallied."""
+    tallied.
+
+    Raises:
+      Stopped: by the search's limits.
+    """
     count, k = len(tests.parent), batch.slope.shape[2]
     bases = Bases(*(column.copy() for column in tests.bases))
     out = Answers(
@@ -205,13 +209,13 @@ def tested(search: Search, batch: Batch, tests: Parts) -> Answers:
     )
     search.programs += count
     chunks = _chunks(tests.size, k)
-    parts = [tests.rows(chunk).of_width(int(tests.size[chunk[0]])) for chunk in chunks]
+    run = partial(_proposed, search, batch, tests)
     if len(chunks) > 1 and AT_ONCE > 1:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = list(pool.map(partial(_proposed, batch), parts))
+            found = list(pool.map(run, chunks))
     else:
-        found = [_proposed(batch, part) for part in parts]
-    for chunk, part, (kind, margins, bases) in zip(chunks, parts, found, strict=True):
+        found = map(run, chunks)
+    for chunk, (kind, margins, bases) in zip(chunks, found, strict=True):
         out.kind[chunk], out.margin[chunk] = kind, margins.margin
         out.point[chunk] = margins.point
         if bases.bound.shape[1]:
@@ -221,7 +225,7 @@ def tested(search: Search, batch: Batch, tests: Parts) -> Answers:
         refuted = kind == REFUTED
         if search.recorder is not None and refuted.any():
             out.proof[chunk[refuted]] = _recorded(
-                search, batch, part.rows(refuted), margins.weight[refuted]
+                search, batch, tests.rows(chunk[refuted]), margins.weight[refuted]
             )
     for i in np.flatnonzero(out.kind == UNSETTLED).tolist():
         _settle(search, batch, tests, i, out)
@@ -238,8 +242,12 @@ def _chunks(size: np.ndarray, k: int) -> list[np.ndarray]:
     return chunks
 
 
-def _proposed(batch: Batch, part: Parts) -> tuple[np.ndarray, Margins, Bases]:
+def _proposed(
+    search: Search, batch: Batch, tests: Parts, chunk: np.ndarray
+) -> tuple[np.ndarray, Margins, Bases]:
     """What is proven of some tests in floats, by which points or multipliers; bases."""
+    search.require_time()
+    part = tests.rows(chunk).of_width(int(tests.size[chunk[0]]))
     slope, value, error = batch.rows(part)
     if slope.shape[2] <= SMALL_DIMENSION:
         found = solve_margins(slope, value)
@@ -317,6 +325,7 @@ def _settle(search: Search, batch: Batch, tests: Parts, i: int, out: Answers) ->
         if needs <= mine:
             out.kind[i], out.proof[i] = REFUTED, number
             return
+    search.require_time()
     search.settled_exactly += 1
     slope, value = zip(*(exact_row(search, cell, *name) for name in names), strict=True)
     slope, value = np.stack(slope), np.array(value, object)
@@ -347,6 +356,7 @@ def exact_steps(search: Search, cell: Cell, literal: np.ndarray, u: np.ndarray) 
 
     literal: (m, 3) stage, entry and sign of the rows that bound the part.
     """
+    search.require_time()
     rows = [exact_row(search, cell, *name) for name in literal.tolist()]
     at, radius = exact.rationals(u), search.radius[cell.window]
     gaps = [value + slope @ at for slope, value in rows]

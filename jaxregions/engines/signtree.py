@@ -23,6 +23,7 @@ from jaxregions.engines.sides import FOUND, UNSETTLED, Batch, Parts, centred, ex
 __all__ = ["children"]
 
 _NODES = 1 << 14  # processed together
+_FEW = 128  # always
 _ENTRIES = 1 << 22  # numbers in their rows and bases
 
 
@@ -60,8 +61,7 @@ def children(search: Search, cells: list[Cell]) -> Iterator[list[Cell]]:
         nodes = nodes.rows(search.going[window[nodes.parent]])
         if not len(nodes.parent):
             continue
-        rows, k = nodes.part.row.shape[1] + 1, nodes.point.shape[1]
-        if len(nodes.parent) > max(1, min(_NODES, _ENTRIES // (rows * (rows + k)))):
+        if len(nodes.parent) > _at_most(stack, _room(nodes.part, nodes.point)):
             middle = len(nodes.parent) // 2
             stack += [nodes.rows(slice(middle, None)), nodes.rows(slice(middle))]
             continue
@@ -78,6 +78,19 @@ def children(search: Search, cells: list[Cell]) -> Iterator[list[Cell]]:
         if len(nodes.parent):
             stack.append(_split(search, batch, window, unit, nodes))
     np.subtract.at(search.pending, window, 1)
+
+
+def _room(part: Parts, point: np.ndarray) -> int:
+    """How many parts of cells, with one row more, are held together."""
+    rows, k = part.row.shape[1] + 1, point.shape[1]
+    return max(1, min(_NODES, _ENTRIES // (rows * (rows + k))))
+
+
+def _at_most(stack: list[Nodes], room: int) -> int:
+    """How many nodes are processed together; fewer, the more are waiting, so that memory does not
+    grow with the depth of the tree."""
+    waiting = sum(len(nodes.parent) for nodes in stack)
+    return max(min(room, _FEW), room >> min(waiting // room, 32))
 
 
 def _begin(search: Search, cells: list[Cell], window: np.ndarray):
@@ -99,21 +112,23 @@ def _begin(search: Search, cells: list[Cell], window: np.ndarray):
     parent, unit = np.nonzero(kind == SPLIT)
     whole = batch.whole.of_width(batch.fixed + 1)
     side = batch.side(parent, unit, point[parent])
-    found = [(parent[:0], point[:0])]
+    found, together = [(parent[:0], point[:0])], _room(whole, point)
     # Random descents leave most cells after a few nodes: there each node asks for itself.
     batch.margin[:] = reach - np.abs(value)
     for sign in (1, -1) if search.sample is None else ():
-        ask = np.flatnonzero(side != sign)
+        every = np.flatnonzero(side != sign)
         if sign == -1:  # a value whose sign at the witness is not known is asked twice
-            ask = ask[(side[ask] != 0) | (kind[parent[ask], unit[ask]] == SPLIT)]
-        tests = whole.rows(parent[ask]).cut(batch.fixed + unit[ask], sign)
-        answer = tested(search, batch, tests)
-        out = answer.kind != FOUND
-        found.append((parent[ask[~out]], answer.point[~out]))
-        at = parent[ask[out]], unit[ask[out]]
-        kind[at] = np.where(answer.kind[out] == UNSETTLED, OPEN, BELOW if sign > 0 else ABOVE)
-        proof[at] = answer.proof[out]
-        batch.margin[parent[ask], unit[ask]] = answer.margin
+            every = every[(side[every] != 0) | (kind[parent[every], unit[every]] == SPLIT)]
+        for low in range(0, len(every), together):
+            ask = every[low : low + together]
+            tests = whole.rows(parent[ask]).cut(batch.fixed + unit[ask], sign)
+            answer = tested(search, batch, tests)
+            out = answer.kind != FOUND
+            found.append((parent[ask[~out]], answer.point[~out]))
+            at = parent[ask[out]], unit[ask[out]]
+            kind[at] = np.where(answer.kind[out] == UNSETTLED, OPEN, BELOW if sign > 0 else ABOVE)
+            proof[at] = answer.proof[out]
+            batch.margin[parent[ask], unit[ask]] = answer.margin
     search.saw(stage, window, kind)
     order = np.argsort(np.where(kind == SPLIT, batch.margin, np.inf), axis=1, kind="stable")
     cut = (kind == SPLIT).sum(axis=1)

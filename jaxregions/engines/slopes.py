@@ -6,6 +6,8 @@ it. A slope is a difference quotient between two points of the closed cell.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from jaxregions import exact
@@ -16,14 +18,21 @@ from jaxregions.engines.points import Ledger, U
 __all__ = ["agreeing_maps"]
 
 
-def agreeing_maps(inner: Ledger, step: np.ndarray, facets: Facets, known: np.ndarray) -> np.ndarray:
+def agreeing_maps(
+    inner: Ledger,
+    step: np.ndarray,
+    facets: Facets,
+    known: np.ndarray,
+    pause: Callable[[], None] = lambda: None,
+) -> np.ndarray:
     """(G,) whether the affine maps on both sides of a facet agree exactly.
 
     Args:
       inner: of the cells' witness points. step: (F, k) to more points of the closed cells.
       known: (G,) facets where they are known to agree.
+      pause: called between parts of the work; what it raises ends it.
     """
-    u, (slope, error) = inner.vertices.u, _enclosed(inner, step)
+    u, (slope, error) = inner.vertices.u, _enclosed(inner, step, pause)
     left, right = facets.left, facets.right
     with np.errstate(all="ignore"):
         wide = (error[left] + error[right]) * (1 + 8 * U)
@@ -49,6 +58,7 @@ def agreeing_maps(inner: Ledger, step: np.ndarray, facets: Facets, known: np.nda
 
     same = known.copy()
     for facet in open_.tolist():
+        pause()
         a, b, axis = (int(c[facet]) for c in (left, right, facets.axis))
         axes = range(u.shape[1]) if axis < 0 else (axis,)
         pairs = (zip(along(a, j), along(b, j), strict=True) for j in axes)
@@ -56,12 +66,15 @@ def agreeing_maps(inner: Ledger, step: np.ndarray, facets: Facets, known: np.nda
     return same
 
 
-def _enclosed(inner: Ledger, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _enclosed(
+    inner: Ledger, step: np.ndarray, pause: Callable[[], None]
+) -> tuple[np.ndarray, np.ndarray]:
     """Slopes (F, k) of one signed sum of the outputs, and their error bounds."""
     u = inner.vertices.u
     value, bound = signed_sums(inner, u)
     slope, error = np.empty(u.shape), np.empty(u.shape)
     for axis in range(u.shape[1]):
+        pause()
         at = u.copy()
         at[:, axis] += step[:, axis]
         z, spread = signed_sums(inner, at)

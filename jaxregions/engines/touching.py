@@ -33,6 +33,9 @@ def touching(
 
     Args:
       beyond: cells on the other sides, whose witnesses the segments end at.
+
+    Raises:
+      Stopped: by the search's limits.
     """
     out = np.zeros(len(cells), bool)
     if not cells:
@@ -40,6 +43,7 @@ def touching(
     k = search.radius.shape[1]
     step = max(1, _ENTRIES // ((max(len(c.value) for c in cells) + 2) * k))
     for low in range(0, len(cells), step):
+        search.require_time()
         part = slice(low, low + step)
         out[part] = _touching(search, cells[part], plane[part], beyond[part])
     return out
@@ -57,6 +61,7 @@ def _touching(search: Search, cells: list[Cell], plane: np.ndarray, beyond: list
         good[left], known = _solved(table.rows(left))
         left = left[~known]
     for i in left.tolist():
+        search.require_time()
         search.settled_exactly += 1
         good[i] = _exactly(search, cells[i], int(plane[i]))
     return good

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import numpy as np
 
+from jaxregions._interrupts import Halt
 from jaxregions.engines import merging
 from jaxregions.engines.cells import CellCounts, counts
 from jaxregions.engines.facets import facets
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.leaves import Leaves, leaves, witnesses
+from jaxregions.engines.search import Stopped
 from jaxregions.engines.signs import patterns
 from jaxregions.engines.slopes import agreeing_maps
 from jaxregions.tracing import CPAFunction
@@ -31,8 +32,8 @@ def count_unions(
     Args: as for ``count_cells``.
     """
     total, low, size = len(windows.center), 0, 1
-    limits = limits._replace(halt=threading.Event())
-    assert limits.halt is not None
+    halt = limits.halt or Halt()
+    limits = limits._replace(halt=halt)
     parts: list[CellCounts] = []
     affine = np.full(total, -1)
     while low < total:
@@ -41,10 +42,13 @@ def count_unions(
         part = counts(found.search)
         try:
             affine[some] = _joined(found, part)
-        except KeyboardInterrupt:
-            part.status[:] = Status.INTERRUPTED
+        except (Stopped, KeyboardInterrupt) as reason:
+            late = found.search.status if isinstance(reason, Stopped) else Status.INTERRUPTED
+            part.status[part.status == Status.COMPLETE] = late
+            if merging.has_contests(net):  # cells that are not joined yet
+                part.regions[:] = 1
         if (part.status == Status.INTERRUPTED).any():
-            limits.halt.set()
+            halt.set()
         parts.append(part)
         low, each = low + len(some), max(1, len(found.levels[-1]) // len(some))
         size = max(1, min(4 * size, _CELLS // each))
@@ -52,7 +56,11 @@ def count_unions(
 
 
 def _joined(found: Leaves, part: CellCounts) -> np.ndarray:
-    """(W,) affine regions; activation regions and hits are corrected in place."""
+    """(W,) affine regions; activation regions and hits are corrected in place.
+
+    Raises:
+      Stopped: by the search's limits.
+    """
     search, net = found.search, found.search.net
     affine, whole = np.full(len(part.regions), -1), part.status == Status.COMPLETE
     contests = merging.has_contests(net)
@@ -67,7 +75,7 @@ def _joined(found: Leaves, part: CellCounts) -> np.ndarray:
             same, part.hits[here] = ~changes, hits[here]
             part.regions[here] = merging.per_window(cells, merging.joined(cells, same))
         step = np.array([c.step for c in found.levels[-1]])
-        one = merging.joined(cells, agreeing_maps(inner, step, between, same))
+        one = merging.joined(cells, agreeing_maps(inner, step, between, same, search.require_time))
         affine[here] = merging.per_window(cells, one)
         part.settled_exactly = search.settled_exactly + inner.settled_exactly
         part.programs = search.programs

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxregions import exact
+from jaxregions._interrupts import Halt
 from jaxregions.engines.apexes import MOST, added, rays
 from jaxregions.engines.complexes import Apexes, Complex, box_corners, boxes, tables
 from jaxregions.engines.frontier import Status
@@ -106,7 +107,7 @@ def count(
     directions: np.ndarray | None = None,
     max_regions: int | None = None,
     deadline: float = math.inf,
-    halt: Callable[[], bool] | None = None,
+    halt: Halt | None = None,
     watch: Callable[[int], None] | None = None,
 ) -> VertexCounts:
     """Cells of every window after every stage; all orders of a maximum's candidates are cells.
@@ -116,7 +117,7 @@ def count(
         before the last, time with those of the last.
       directions: (D, k) of the sweeps, which must all agree; default: two fixed generic ones.
       max_regions: stop counting a window that has more cells. deadline: a time.monotonic() value.
-      halt: asked now and then, True ends the call with INTERRUPTED.
+      halt: asked now and then, ends the call with INTERRUPTED.
       watch: told the cells so far.
 
     Raises:
@@ -130,7 +131,7 @@ def count(
     counts = _blank(net, windows)
 
     def stopped() -> Status | None:
-        if halt is not None and halt():
+        if halt is not None and halt.is_set():
             return Status.INTERRUPTED
         return Status.MAX_SECONDS if time.monotonic() > deadline else None
 
@@ -151,15 +152,17 @@ def count(
     return counts
 
 
-def subdivision(net: CPAFunction, windows: Window) -> tuple[Ledger, Complex, VertexCounts]:
+def subdivision(
+    net: CPAFunction, windows: Window, stopped: Callable[[], Status | None] = lambda: None
+) -> tuple[Ledger, Complex, VertexCounts]:
     """The vertices of the final cells too, of the windows whose status is COMPLETE.
 
-    Args: as for ``count``.
+    Args:
+      net, windows: as for ``count``.
+      stopped: asked now and then; a status ends the call with it.
     """
     ledger, out = Ledger(net, windows, box_corners(windows)), _blank(net, windows)
-    skeleton = _group(
-        ledger, out, _directions(windows), math.inf, lambda: None, None, skeletons=True
-    )
+    skeleton = _group(ledger, out, _directions(windows), math.inf, stopped, None, skeletons=True)
     done = out.status[skeleton.window] == Status.COMPLETE
     out.decisions[:] = ledger.decisions, ledger.settled_exactly
     return ledger, skeleton.rows(done), out

@@ -19,7 +19,7 @@ from jaxregions.refinement.programs import (
 )
 from jaxregions.refinement.samplers import Draw
 from jaxregions.refinement.statistics import Moments
-from jaxregions.regions import count_regions
+from jaxregions.regions import Status, count_regions
 
 __all__ = ["collect", "launch", "measure_network"]
 
@@ -37,6 +37,8 @@ def measure_network(job: Job, draw: Draw) -> tuple[Counts, Counts]:
     pair = []
     for f in samplers.twins(plan.own, plan.call, samplers.widened(draw.variables, np), batch):
         found = count_regions(f, windows, input_shape=plan.shape, progress=False)
+        if (found.status == Status.INTERRUPTED).any():  # a lower bound is no sample
+            raise KeyboardInterrupt
         regions = found.activation_regions.astype(np.float64)
         pair.append(Counts(found.hits, regions, regions))
     return pair[0], pair[1]

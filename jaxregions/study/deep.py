@@ -76,6 +76,8 @@ def count(
     every = [window for windows in groups.values() for window in windows]
     joined = _joined(every)
     found = count_regions(net, joined, affine=affine, max_regions=MOST_REGIONS, progress=False)
+    if (found.status == Status.INTERRUPTED).any():
+        raise KeyboardInterrupt
     values = {
         "regions": found.by_stage,
         "hits": found.hits,

@@ -64,6 +64,8 @@ def count(
         if 2 * len(at) >= len(flat):
             windows = Window(flat[at], radius)
             found = count_regions(net, windows, max_regions=MOST, progress=False)
+            if (found.status == Status.INTERRUPTED).any():
+                raise KeyboardInterrupt
             bound[at] = np.maximum(bound[at], found.activation_regions)
             going[at] = found.certified & (found.status == Status.COMPLETE)
         else:

@@ -1,0 +1,233 @@
+"""Ctrl-C and limits in the middle of a call: what was proven is returned, and it is right."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from small_networks import recipe, traced
+
+import jaxregions as jr
+from jaxregions import partitions
+from jaxregions._interrupts import interruptible
+from jaxregions.engines import cells, leaves, signtree, unions, vertices
+from jaxregions.engines.search import Search
+
+CUBE = jr.Window(np.zeros(3), 1.0)
+COUNTS = {"vertices": (vertices, "edges_of"), "cells": (cells, "cut")}
+
+
+@pytest.fixture(scope="module")
+def net():
+    return traced(recipe((3, 8, 8), 3))
+
+
+def interrupting(monkeypatch, module, name, *, call=1, times=1):
+    """Ctrl-C just before that call of a function."""
+    real, calls = getattr(module, name), []
+
+    def function(*args, **options):
+        calls.append(name)
+        if call <= len(calls) < call + times:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, name, function)
+
+
+def test_the_first_ctrl_c_raises_a_flag_and_the_second_an_exception():
+    with interruptible() as halt:
+        assert not halt.is_set()
+        signal.raise_signal(signal.SIGINT)
+        assert halt.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_signal_is_left_to_whoever_handles_it(monkeypatch):
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda *_: seen.append(True))
+    try:
+        with interruptible() as halt:
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (seen, halt.is_set()) == ([True], False)
+
+
+def test_other_threads_change_nothing():
+    found = []
+
+    def run():
+        with interruptible():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [signal.default_int_handler]
+
+
+@pytest.mark.parametrize("engine", COUNTS)
+def test_a_count_survives(net, monkeypatch, engine):
+    full = jr.count_regions(net, CUBE, engine=engine)
+    interrupting(monkeypatch, *COUNTS[engine], call=2)
+    some = jr.count_regions(net, CUBE, engine=engine)
+    assert some.status == jr.Status.INTERRUPTED
+    assert 1 < some.activation_regions < full.activation_regions
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_ends_a_search_at_once(net, monkeypatch):
+    interrupting(monkeypatch, cells, "cut", call=1, times=2)
+    monkeypatch.setattr(Search, "out_of_time", lambda _: False)  # the flag is not looked at
+    some = jr.count_regions(net, CUBE, engine="cells")
+    assert some.status == jr.Status.INTERRUPTED
+
+
+def test_degenerate_windows_are_not_begun_after_it(net, monkeypatch):
+    layers = [(np.array([[1.0, 0, 0], [2.0, 0, 0], [0, 1.0, 0]]), np.zeros(3), "relu")]
+    degenerate = traced(layers)
+    assert jr.count_regions(degenerate, CUBE).activation_regions == 4
+    interrupting(monkeypatch, vertices, "flats", call=1)
+    some = jr.count_regions(degenerate, CUBE)
+    assert (some.status, some.activation_regions) == (jr.Status.INTERRUPTED, 1)
+
+
+def test_a_partition_keeps_its_cells(net, monkeypatch):
+    full = jr.partition(net, CUBE)
+    interrupting(monkeypatch, partitions, "facets")
+    some = jr.partition(net, CUBE)
+    assert (some.status, some.activation_regions) == (
+        jr.Status.INTERRUPTED,
+        full.activation_regions,
+    )
+    assert len(some.tables) == 2
+    np.testing.assert_array_equal(some.patterns[1], full.patterns[1])
+    assert (len(some.left), len(some.vertices), some.affine_regions) == (0, 0, -1)
+    assert np.isnan(some.volume).all()
+    assert np.isnan(some.slope).all()
+
+
+@pytest.mark.parametrize("name", ["facets", "affine_maps", "polytopes"])
+def test_max_seconds_of_a_partition_bounds_what_follows_the_search(net, monkeypatch, name):
+    full = jr.partition(net, CUBE)
+    searches, real = [], getattr(partitions, name)
+
+    def late(*args):
+        searches[-1].limits = searches[-1].limits._replace(deadline=-np.inf)
+        return real(*args)
+
+    def kept(*args, **limits):
+        answer = leaves.leaves(*args, **limits)
+        searches.append(answer.search)
+        return answer
+
+    monkeypatch.setattr(partitions, "leaves", kept)
+    monkeypatch.setattr(partitions, name, late)
+    some = jr.partition(net, CUBE)
+    assert some.status == jr.Status.MAX_SECONDS
+    assert some.activation_regions == full.activation_regions == len(some.witness)
+    assert len(some.left) == (len(full.left) if name == "polytopes" else 0)
+    assert (len(some.vertices), some.affine_regions) == (0, -1)
+
+
+def test_affine_regions_are_not_claimed_when_time_ends_before_them(net, monkeypatch):
+    real = unions.facets
+
+    def late(found, signs):
+        found.search.limits = found.search.limits._replace(deadline=-np.inf)
+        return real(found, signs)
+
+    full = jr.count_regions(net, CUBE)
+    monkeypatch.setattr(unions, "facets", late)
+    some = jr.count_regions(net, CUBE, affine=True)
+    assert (some.status, some.affine_regions) == (jr.Status.MAX_SECONDS, -1)
+    assert some.activation_regions == full.activation_regions
+
+
+def test_the_more_nodes_wait_the_fewer_are_taken():
+    class Waiting:
+        def __init__(self, count):
+            self.parent = np.zeros(count)
+
+    assert signtree._at_most([], 1000) == 1000
+    assert signtree._at_most([Waiting(999)], 1000) == 1000
+    assert signtree._at_most([Waiting(1000), Waiting(500)], 1000) == 500
+    assert signtree._at_most([Waiting(500)] * 100, 1000) == signtree._FEW
+    assert signtree._at_most([Waiting(500)] * 100, 20) == 20
+
+
+# With a real clock -------------------------------------------------------------------------------
+
+SIGNALS = """
+import os, signal, sys, threading, time
+import numpy as np
+from small_networks import recipe, traced
+import jaxregions as jr
+net = traced(recipe(%s))
+windows = jr.Window(%s, %s)
+call = lambda: %s
+call()  # compiles
+rng = np.random.default_rng(int(sys.argv[1]))
+for wait in rng.uniform(0, %s, 5):
+    timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    found = call()
+    while timer.is_alive():
+        try:
+            time.sleep(0.05)
+        except KeyboardInterrupt:
+            pass
+    status, regions = (np.atleast_1d(v) for v in (found.status, found.activation_regions))
+    print(*status, "|", *regions)
+"""
+COUNT = "jr.count_regions(net, windows, engine='cells', progress=False, max_seconds=20)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "center", "radius", "call", "span", "regions"),
+    [
+        ("(4, 16, 16), 4", "np.zeros(4)", 0.5, "jr.partition(net, windows)", 2, [17007]),
+        ("(4, 16, 16), 4", "np.zeros(4)", 0.5, "jr.count_regions(net, windows)", 0.1, [17007]),
+        ("(10, 32, 32), 6", "np.zeros((30, 10))", 0.015, COUNT, 6, [1971] * 30),
+        ("(64, 64, 64), 7", "np.zeros(64)", 0.005, COUNT, 10, [33214]),
+    ],
+)
+def test_signals_at_any_moment(sizes, center, radius, call, span, regions):
+    code = SIGNALS % (sizes, center, radius, call, span)
+    run = [sys.executable, "-c", code, "0"]
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    done = subprocess.run(
+        run, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5
+    ended = 0
+    for line in lines:
+        status, bound = (np.array(part.split(), int) for part in line.split("|"))
+        assert set(status) <= {jr.Status.COMPLETE, jr.Status.INTERRUPTED, jr.Status.MAX_SECONDS}
+        assert (bound >= 1).all()
+        assert (bound <= regions).all()
+        assert (bound == regions)[status == jr.Status.COMPLETE].all()
+        ended += (status == jr.Status.INTERRUPTED).any()
+    assert ended > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "seed", "radius"), [((10, 32, 32), 6, 0.1), ((64, 64, 64), 7, 0.02)]
+)
+def test_what_has_too_many_regions_ends_within_bounded_memory(sizes, seed, radius):
+    resource = pytest.importorskip("resource")
+    net, window = traced(recipe(sizes, seed)), jr.Window(np.zeros(sizes[0]), radius)
+    jr.count_regions(net, window, max_regions=2)  # compiles
+    found = jr.count_regions(net, window, max_seconds=20)
+    assert found.status == jr.Status.MAX_SECONDS
+    assert found.activation_regions > 1000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20  # kB
