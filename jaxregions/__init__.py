@@ -55,7 +55,7 @@ from jaxregions.regions import (
     estimate_regions,
 )
 from jaxregions.tracing import CPAFunction, NotPiecewiseAffineError, trace
-from jaxregions.verification import verify
+from jaxregions.verification import Proven, proven_regions, verify
 from jaxregions.windows import Window
 
 __all__ = [
@@ -74,6 +74,7 @@ __all__ = [
     "Partition",
     "PartitionShift",
     "PiecewiseLinear",
+    "Proven",
     "RefinementEstimate",
     "RegionCounts",
     "SamplingStatus",
@@ -105,6 +106,7 @@ __all__ = [
     "meets",
     "parent_region",
     "partition",
+    "proven_regions",
     "pull_back",
     "refines",
     "region_bracket",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxregions._progress import watching
 from jaxregions._records import build, is_traced, record, require_finite
 from jaxregions.engines import cells, frontier, merging, vertices
 from jaxregions.engines.affine import same_maps
-from jaxregions.engines.certificates import Certificate
+from jaxregions.engines.certificates import Certificate, region_points
 from jaxregions.engines.contests import merged_regions
 from jaxregions.engines.estimates import TreeEstimate, estimate_cells
 from jaxregions.engines.frontier import ENGINES, Limits, Status, Tally
@@ -56,7 +57,8 @@ class RegionCounts:
     decisions, settled_exactly: of all windows together: float64 decisions, and how many of them
       were too close and were made again in rationals. By "cells": linear programs in place of the
       former.
-    certificate: for ``jr.verify``, of all windows, flattened; None unless asked for.
+    certificate: for ``jr.verify``, of all windows, flattened, or the path of its file; None unless
+      asked for.
     """
 
     activation_regions: np.ndarray
@@ -67,7 +69,7 @@ class RegionCounts:
     status: np.ndarray
     decisions: int
     settled_exactly: int
-    certificate: Certificate | None
+    certificate: Certificate | Path | None
 
 
 def count_regions(
@@ -79,7 +81,7 @@ def count_regions(
     engine: str | None = None,
     max_regions: int | None = None,
     max_seconds: float | None = None,
-    certificate: bool = False,
+    certificate: bool | str | Path = False,
     progress: bool | None = None,
 ) -> RegionCounts:
     """How many regions f has in each open window, exactly, all windows in one pass.
@@ -97,8 +99,9 @@ def count_regions(
         Default: by dimension; windows too degenerate for "vertices" go to "cells".
       max_regions: stop refining a window that has more regions than this.
       max_seconds: stop refining after this time.
-      certificate: record what ``jr.verify`` checks, by "cells". With maxima over many candidates
-        it proves the number of cells of equal signs.
+      certificate: record what ``jr.verify`` checks, by "cells"; a path: to this file, in pieces,
+        within bounded memory. With maxima over many candidates it proves the number of cells of
+        equal signs.
       progress: draw a bar; default: on a terminal, for calls that last.
 
     Returns:
@@ -115,13 +118,14 @@ def count_regions(
     flat = windows.reshape(-1)
     count = len(flat.center)
     engine = _choice(windows.dimension, engine, affine, certificate)
+    wanted = Path(certificate) if isinstance(certificate, str) else certificate
     if engine not in (NAMES[k] for k in ENGINES):
         with interruptible() as halt, watching(count, progress) as watch:
             limits = limits._replace(halt=halt)
             if affine:
                 found = _by_unions(net, flat, limits, watch)
             elif engine == ANY or merging.has_contests(net):
-                found = _by_cells(net, flat, limits, certificate, watch)
+                found = _by_cells(net, flat, limits, wanted, watch)
             else:
                 found = _by_vertices(net, flat, limits, watch)
         return _shaped(found, windows.batch_shape)
@@ -148,10 +152,10 @@ def count_regions(
         ledger.decisions += inner.decisions
         ledger.settled_exactly += inner.settled_exactly
 
-    wanted = finish if affine or contests else None
+    last = finish if affine or contests else None
     with interruptible() as halt, watching(count, progress) as watch:
         limits = limits._replace(halt=halt)
-        tally = frontier.explore(net, flat, limits=limits, finish=wanted, watch=watch)
+        tally = frontier.explore(net, flat, limits=limits, finish=last, watch=watch)
     done = tally.status == Status.COMPLETE
     regions = np.where(done & (merged > 0), merged, tally.bound)
     if contests:  # cells of unfinished windows may still merge
@@ -266,7 +270,7 @@ def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
 
 
 def _by_cells(
-    net: CPAFunction, flat: Window, limits: Limits, certificate: bool, watch: Watch
+    net: CPAFunction, flat: Window, limits: Limits, certificate: bool | Path, watch: Watch
 ) -> RegionCounts:
     """Counts by the sign tree, maxima merged."""
     contests = merging.has_contests(net)
@@ -275,8 +279,7 @@ def _by_cells(
     )
     regions, hits, record = found.regions, found.hits, found.certificate
     if contests and record is not None:
-        last = record.stage == len(net.stages)
-        merged = merged_regions(net, flat, record.window[last], record.witness[last])
+        merged = merged_regions(net, flat, *region_points(record, len(net.stages)))
         whole = found.certified & (found.status == Status.COMPLETE)
         regions = np.where(whole, merged, 1)  # cells of unfinished windows may still merge
         played = [any(g.contest is not None for g in s.groups) for s in net.stages]
@@ -312,7 +315,7 @@ def _by_unions(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> 
     )
 
 
-def _choice(k: int, engine: str | None, affine: bool, certificate: bool) -> str:
+def _choice(k: int, engine: str | None, affine: bool, certificate: bool | str | Path) -> str:
     """The engine, after everything that does not go together was looked at."""
     chosen = engine or (ANY if certificate else NAMES.get(k, ANY))
     if affine and not certificate and engine is None and k not in ENGINES:

@@ -73,10 +73,20 @@ def test_a_certificate_is_checked_from_scratch(tmp_path):
     window = jr.Window(np.zeros(3), 1.0)
     counts = jr.count_regions(net, window, certificate=True)
     assert counts.activation_regions == jr.count_regions(net, window).activation_regions
-    jr.save_certificate(tmp_path / "proof.npz", counts.certificate)
-    stored = jr.load_certificate(tmp_path / "proof.npz")
+    jr.save_certificate(tmp_path / "saved", counts.certificate)
+    stored = jr.load_certificate(tmp_path / "saved")
     assert jr.verify(net, window, stored) is True
     assert isinstance(jr.verify(net, jr.Window(np.zeros(3), 2.0), stored), str)
+    written = jr.count_regions(net, window, certificate=str(tmp_path / "written"))
+    assert jr.verify(net, window, written.certificate) is True
+    assert jr.proven_regions(net, window, stored).regions == counts.activation_regions
+
+
+def test_maxima_are_merged_from_a_certificate_on_disk(tmp_path):
+    window = jr.Window(np.zeros(3), 1.0)
+    counts = jr.count_regions(jnp.max, window, certificate=tmp_path / "proof")
+    assert counts.activation_regions == 3
+    assert jr.verify(jr.trace(jnp.max, np.zeros(3)), window, counts.certificate) is True
 
 
 def test_an_estimate_brackets_the_count():

@@ -1,5 +1,7 @@
 """Certificates are accepted as they are made, and refused when anything in them is wrong."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from batchnorm_slices import at_centroid
@@ -10,7 +12,7 @@ from jaxregions.engines import certificates
 from jaxregions.engines.cells import count_cells
 from jaxregions.engines.certificates import ABOVE, LEAF, OPEN, SPLIT, load_certificate
 from jaxregions.engines.frontier import Limits
-from jaxregions.verification import verify
+from jaxregions.verification import proven_regions, verify
 
 UNLIMITED = Limits(None, np.inf)
 
@@ -20,9 +22,11 @@ def certified(net, windows, limits=UNLIMITED):
 
 
 def proven(net, certificate, windows):
-    """The number of regions of each window that a certificate speaks of."""
-    last = certificate.stage == len(net.stages)
-    return np.bincount(certificate.window[last], minlength=windows).tolist()
+    """The number of regions that a certificate proves of each window."""
+    found = proven_regions(net, windows, certificate)
+    assert found.failure is None
+    assert found.complete.all()
+    return found.regions.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def concurrent():
 def test_a_certificate_proves_its_count(example):
     net, windows, counts = example
     assert verify(net, windows, counts.certificate) is True
-    assert proven(net, counts.certificate, 3) == counts.regions.tolist()
+    assert proven(net, counts.certificate, windows) == counts.regions.tolist()
     assert counts.regions.max() > 20
 
 
@@ -59,7 +63,7 @@ def test_degenerate_slices_with_dead_units():
         windows = integer_windows(seed, 4, 3, 2)
         counts = certified(net, windows)
         assert verify(net, windows, counts.certificate) is True
-        assert proven(net, counts.certificate, 4) == counts.regions.tolist()
+        assert proven(net, counts.certificate, windows) == counts.regions.tolist()
 
 
 def test_a_window_without_leading_axes(example):
@@ -73,7 +77,7 @@ def test_recipes(sizes, seed, radius):
     net, window = traced(recipe(sizes, seed)), jr.Window(np.zeros((1, sizes[0])), radius)
     counts = certified(net, window)
     assert verify(net, window, counts.certificate) is True
-    assert proven(net, counts.certificate, 1) == [{3: 4896, 4: 17007}[sizes[0]]]
+    assert proven(net, counts.certificate, window) == [{3: 4896, 4: 17007}[sizes[0]]]
 
 
 def test_certificates_come_back_from_disk(example, tmp_path):
@@ -85,16 +89,121 @@ def test_certificates_come_back_from_disk(example, tmp_path):
     assert verify(net, windows, loaded) is True
 
 
-def test_another_file_is_no_certificate(tmp_path):
+def test_another_file_is_no_certificate(example, tmp_path):
     np.savez(tmp_path / "x.npz", a=1)
     with pytest.raises(ValueError, match="expected a certificate"):
         load_certificate(tmp_path / "x.npz")
+    assert "not a certificate" in verify(*example[:2], tmp_path / "x.npz")
+
+
+# Files in pieces ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def written(example, concurrent, tmp_path, monkeypatch):
+    """Certificates of the examples in pieces of a kilobyte: (net, windows, counts, path) each."""
+    monkeypatch.setattr(certificates.Recorder.piece_done, "__defaults__", (1000,))
+    out = []
+    for i, (net, windows, counts) in enumerate((example, concurrent)):
+        path = tmp_path / f"{i}.proof"
+        found = count_cells(net, windows, limits=UNLIMITED, certificate=path)
+        assert found.certificate == path
+        assert found.regions.tolist() == counts.regions.tolist()
+        out.append((net, windows, counts, path))
+    return out
+
+
+def ends_of_pieces(path):
+    """Offsets at which the pieces of a file begin, and its end."""
+    data, at = path.read_bytes(), [len(certificates._MAGIC)]
+    while at[-1] < len(data):
+        at.append(at[-1] + 8 + int.from_bytes(data[at[-1] : at[-1] + 8], "little"))
+    return data, at
+
+
+def test_pieces_prove_what_the_whole_proves(written):
+    for net, windows, counts, path in written:
+        assert len(ends_of_pieces(path)[1]) > 4
+        assert verify(net, windows, str(path)) is True
+        assert proven(net, path, windows) == counts.regions.tolist()
+        whole = load_certificate(path)
+        assert verify(net, windows, whole) is True
+        last = whole.stage == len(net.stages)
+        assert sorted(map(tuple, whole.witness[last])) == sorted(
+            map(tuple, counts.certificate.witness[counts.certificate.stage == len(net.stages)])
+        )
+
+
+def test_a_file_that_ends_early_proves_a_lower_bound(written, tmp_path):
+    most = 0
+    for net, windows, counts, path in written:
+        data, at = ends_of_pieces(path)
+        before = np.zeros(len(windows.center), int)
+        for end in (at[0], at[1] - 1, at[1], at[2], at[-2] + 20, at[-1] - 1):
+            cut = tmp_path / "cut"
+            cut.write_bytes(data[:end])
+            found = proven_regions(net, windows, cut)
+            assert found.failure is None
+            assert (found.regions <= counts.regions).all()
+            assert (found.regions == counts.regions)[found.complete].all()
+            assert (found.regions >= before).all()
+            assert not found.complete.all()
+            assert verify(net, windows, cut).startswith("incomplete: ")
+            before = found.regions
+        most = max(most, before.sum())
+    assert most > 10
+
+
+def test_a_search_that_stopped_wrote_a_lower_bound(example, tmp_path):
+    net, windows, counts = example
+    limit = int(counts.regions.max()) - 1
+    limits = Limits(limit, np.inf)
+    some = count_cells(net, windows, limits=limits, certificate=tmp_path / "some")
+    found = proven_regions(net, windows, tmp_path / "some")
+    assert found.failure is None
+    np.testing.assert_array_equal(found.complete, some.status == 0)
+    assert found.complete.any()
+    assert not found.complete.all()
+    assert (found.regions <= some.regions).all()
+    assert (found.regions == counts.regions)[found.complete].all()
+
+
+@pytest.mark.parametrize("damage", ["order", "twice", "left out", "changed"])
+def test_damaged_files_are_refused(written, tmp_path, damage):
+    net, windows, _, path = written[0]
+    data, at = ends_of_pieces(path)
+    parts = [data[a:b] for a, b in pairwise(at)]
+    if damage == "order":
+        parts[1], parts[2] = parts[2], parts[1]
+    elif damage == "twice":
+        parts.insert(1, parts[1])
+    elif damage == "left out":
+        del parts[1]
+    else:
+        middle = len(parts[1]) // 2
+        parts[1] = parts[1][:middle] + b"abcd" + parts[1][middle + 4 :]
+    (tmp_path / "bad").write_bytes(data[: at[0]] + b"".join(parts))
+    found = proven_regions(net, windows, tmp_path / "bad")
+    assert found.failure
+    assert found.regions.tolist() == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_many_regions_are_proven_within_bounded_memory(tmp_path):
+    resource = pytest.importorskip("resource")
+    net, window = traced(recipe((6, 16, 16), 5)), jr.Window(np.zeros(6), 0.2)
+    found = jr.count_regions(net, window, certificate=tmp_path / "proof")
+    assert verify(net, window, found.certificate) is True
+    proof = proven_regions(net, window, found.certificate)
+    assert proof.regions[0] == jr.count_regions(net, window, engine="vertices").activation_regions
+    assert found.activation_regions > 50_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20  # kB
 
 
 def test_a_search_that_stopped_proves_nothing(example):
     net, windows, _ = example
     counts = certified(net, windows, Limits(10, np.inf))
-    assert verify(net, windows, counts.certificate) is not True
+    assert verify(net, windows, counts.certificate).startswith("incomplete: ")
 
 
 # Tampering ---------------------------------------------------------------------------------------
@@ -119,6 +228,14 @@ def put(index, value):
 
 def first(mask):
     return int(np.flatnonzero(mask)[0])
+
+
+STEPS = ("kind", "entry", "proof", "before", "branch")
+
+
+def both_sides(c):
+    """The steps that follow the first split."""
+    return np.flatnonzero(c.before == first(c.kind == SPLIT))
 
 
 def long_proof(c):
@@ -179,15 +296,13 @@ TAMPERED = {
     "side unknown": lambda c: changed(c, kind=put(first(c.proof >= 0), 9)),
     "zero that is none": lambda c: changed(c, kind=lambda k: put(first((k == 1) | (k == 2)), 3)(k)),
     "sides of a split exchanged": lambda c: changed(
-        c,
-        following=lambda f: put(first(c.kind == SPLIT), c.other[first(c.kind == SPLIT)])(f),
-        other=lambda o: put(first(c.kind == SPLIT), c.following[first(c.kind == SPLIT)])(o),
+        c, branch=lambda b: put(both_sides(c), 1 - b[both_sides(c)])(b)
     ),
-    "split with one side twice": lambda c: changed(
-        c, other=put(first(c.kind == SPLIT), c.following[first(c.kind == SPLIT)])
-    ),
-    "tree without end": lambda c: changed(c, following=put(first(c.kind == SPLIT), 0)),
-    "tree cut off": lambda c: changed(c, following=put(first(c.kind == SPLIT), -1)),
+    "split with one side twice": lambda c: changed(c, branch=put(both_sides(c), 1)),
+    "a side that is none": lambda c: changed(c, branch=put(both_sides(c)[0], 2)),
+    "tree that follows itself": lambda c: changed(c, before=lambda b: put(3, 3)(b)),
+    "tree that follows what comes later": lambda c: changed(c, before=lambda b: put(3, 5)(b)),
+    "tree cut off": lambda c: c._replace(**{n: getattr(c, n)[:-1] for n in STEPS}),
     "decided twice": lambda c: changed(c, entry=put(1, c.entry[0])),
     "leaf too early": lambda c: changed(c, kind=put(0, LEAF)),
     "leaves exchanged": swapped_leaves,
@@ -200,7 +315,7 @@ TAMPERED = {
     "region invented": lambda c: c._replace(
         **{
             n: np.concatenate([getattr(c, n), getattr(c, n)[-1:]])
-            for n in ("window", "parent", "stage", "witness", "step", "tree")
+            for n in ("window", "parent", "stage", "witness", "step")
         }
     ),
     "window without a root": lambda c: changed(c, window=put(0, 1)),

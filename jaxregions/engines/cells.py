@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class CellCounts:
     certified: every kept cell has a proven witness and every discarded side a checked proof.
     status: of ``frontier.Status``.
     programs, settled_exactly: linear programs solved, and decisions made in rationals.
-    certificate: of all windows together, if asked for.
+    certificate: of all windows together, or the file it is in, if asked for.
     """
 
     regions: np.ndarray
@@ -49,7 +50,7 @@ class CellCounts:
     status: np.ndarray
     programs: int
     settled_exactly: int
-    certificate: Certificate | None
+    certificate: Certificate | Path | None
 
 
 def count_cells(
@@ -57,7 +58,7 @@ def count_cells(
     windows: Window,
     *,
     limits: Limits,
-    certificate: bool = False,
+    certificate: bool | Path = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> CellCounts:
     """Regions of every window.
@@ -65,10 +66,12 @@ def count_cells(
     Args:
       windows: one leading axis, any dimension.
       limits: regions per window, and a deadline.
-      certificate: record what ``jaxregions.verification.verify`` checks.
+      certificate: record what ``jaxregions.verification.verify`` checks, in memory or to a file.
       watch: called with (finished windows, regions so far).
     """
-    search = new_search(net, windows, limits, Recorder() if certificate else None)
+    path = certificate if isinstance(certificate, Path) else None
+    recorder = Recorder(windows.dimension, path) if certificate else None
+    search = new_search(net, windows, limits, recorder)
     explore(search, watch)
     return counts(search)
 
@@ -157,7 +160,7 @@ def counts(search: Search) -> CellCounts:
         status,
         search.programs,
         search.settled_exactly,
-        None if recorded is None else recorded.certificate(search.windows.dimension),
+        None if recorded is None else recorded.certificate(),
     )
 
 

@@ -4,11 +4,16 @@ A certificate is a forest. Cells of stage s (every window is one of stage 0) car
 and a decision tree over the switching values of that stage; its leaves are cells of stage s + 1,
 those of the last stage are the regions. A step of a tree either splits a node by the sign of one
 switching value, or says that only one sign occurs there and names the proof.
+
+Every step names the one that it follows, so a certificate can be written down, and read, while it
+grows: a file holds it in pieces whose numbers go on from piece to piece. What a piece speaks of is
+in it or, cells and steps, in one before. A file that ends early is a certificate with open ends.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,26 +30,30 @@ __all__ = [
     "Certificate",
     "Recorder",
     "load_certificate",
+    "region_points",
     "save_certificate",
 ]
 
 SPLIT, ABOVE, BELOW, ZERO, LEAF, OPEN = range(6)
 ALONE = -1  # a proof that needs nothing but the sign it refutes
+_MAGIC = b"jaxregions certificate 2\n"
+_LENGTH = 8  # bytes, little-endian, before each piece, which is a compressed .npz
+_PIECE = 1 << 24  # bytes of arrays, before they are compressed
 
 
 class Certificate(NamedTuple):
-    """Arrays of numbers; ``save_certificate`` writes them as they are.
+    """Arrays of numbers.
 
     window, parent, stage: (C,) of each cell; a window itself has stage 0 and parent -1.
     witness: (C, k) slice coordinates, relative to the window's centre, of a point of the cell.
     step: (C, k) witness + step_j e_j also lies in the closed cell, so that values there give the
       affine maps of the next stage; NaN for regions.
-    tree: (C,) the first step of each cell's decision tree, -1 for regions.
-    kind, entry, proof, following, other: (T,) the steps. SPLIT: ``following`` is the step where the
-      switching value is positive, ``other`` where it is negative. ABOVE, BELOW: it is positive
-      (negative) on the whole node; the proof refutes the other sign; -1: by itself. ZERO: it
-      vanishes on the whole cell. LEAF: ``entry`` is the cell of the next stage. OPEN: one side was
-      neither found nor refuted.
+    kind, entry, proof: (T,) the steps. SPLIT: by the sign of switching value ``entry``. ABOVE,
+      BELOW: it is positive (negative) on the whole node; the proof refutes the other sign; -1: by
+      itself. ZERO: it vanishes on the whole cell. LEAF: ``entry`` is the cell of the next stage.
+      OPEN: one side was neither found nor refuted.
+    before, branch: (T,) the step that each follows, -1 - c: it begins the tree of cell c; and 1 on
+      the negative side of a split, else 0.
     clause: (P + 1,) where each proof begins in the next four.
     clause_stage, clause_entry, clause_sign: (L,) signs that cannot hold together in the window.
     weight: (L,) their Farkas multipliers.
@@ -57,12 +66,11 @@ class Certificate(NamedTuple):
     stage: np.ndarray
     witness: np.ndarray
     step: np.ndarray
-    tree: np.ndarray
     kind: np.ndarray
     entry: np.ndarray
     proof: np.ndarray
-    following: np.ndarray
-    other: np.ndarray
+    before: np.ndarray
+    branch: np.ndarray
     clause: np.ndarray
     clause_stage: np.ndarray
     clause_entry: np.ndarray
@@ -73,39 +81,94 @@ class Certificate(NamedTuple):
 
 
 def save_certificate(path: str | Path, certificate: Certificate) -> None:
-    """Writes one compressed .npz file."""
-    np.savez_compressed(path, **certificate._asdict())
+    """Writes one file, of one piece."""
+    _begin(Path(path))
+    _append(Path(path), certificate)
 
 
 def load_certificate(path: str | Path) -> Certificate:
-    """What ``save_certificate`` wrote.
+    """All of what was written to a file, by ``save_certificate`` or ``count_regions``.
 
     Raises:
       ValueError: another file.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if set(file.files) != set(Certificate._fields):
-            raise ValueError(f"path: expected a certificate, received a file of {file.files}")
-        return Certificate(**{name: file[name] for name in Certificate._fields})
+    pieces = list(_pieces(Path(path)))
+    if not pieces:
+        raise ValueError(f"path: expected a certificate, received an empty one: {path}")
+    columns = {n: np.concatenate([getattr(p, n) for p in pieces]) for n in Certificate._fields}
+    size = np.concatenate([np.diff(p.clause) for p in pieces])
+    return Certificate(**columns | {"clause": np.append(0, np.cumsum(size))})
 
 
-@dataclasses.dataclass
+def region_points(certificate: Certificate | Path, stages: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) windows and (N, k) witnesses of the regions, the cells after ``stages`` stages."""
+    pieces = _pieces(certificate) if isinstance(certificate, Path) else [certificate]
+    found = [(p.window[last], p.witness[last]) for p in pieces for last in (p.stage == stages,)]
+    window, witness = map(np.concatenate, zip(*found, strict=True))
+    return window, witness
+
+
+def _begin(path: Path) -> None:
+    path.write_bytes(_MAGIC)
+
+
+def _append(path: Path, piece: Certificate) -> None:
+    buffer = io.BytesIO()
+    columns: dict[str, Any] = {n: _narrow(v) for n, v in piece._asdict().items()}
+    np.savez_compressed(buffer, **columns)
+    with path.open("ab") as file:
+        file.write(len(buffer.getbuffer()).to_bytes(_LENGTH, "little"))
+        file.write(buffer.getbuffer())
+
+
+def _pieces(path: Path) -> Iterator[Certificate]:
+    """Piece by piece, as far as they were written."""
+    with path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            raise ValueError(f"path: expected a certificate, received another file: {path}")
+        while len(length := file.read(_LENGTH)) == _LENGTH:
+            content = file.read(int.from_bytes(length, "little"))
+            if len(content) < int.from_bytes(length, "little"):
+                return
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                yield Certificate(**{n: _wide(arrays[n]) for n in Certificate._fields})
+
+
+def _narrow(column: np.ndarray) -> np.ndarray:
+    """Whole numbers in as few bytes as hold them."""
+    if column.dtype.kind != "i" or not column.size:
+        return column
+    least, most = np.min_scalar_type(column.min()), np.min_scalar_type(-1 - abs(column.max()))
+    return column.astype(np.promote_types(least, most))
+
+
+def _wide(column: np.ndarray) -> np.ndarray:
+    return column.astype(np.int64) if column.dtype.kind in "iu" else column
+
+
 class Recorder:
     """Collects a certificate while the search goes on, in parts.
 
-    cells: parts of (window, parent, stage, witness, step). steps: of (kind, entry, proof).
-    links: of (step, branch, next step); step -1 - c: the tree of cell c begins there. clauses:
-    sizes, literals and weights. Counters: how many there are already.
+    path: write it there piece by piece, and keep nothing.
+    cells: parts of (window, parent, stage, witness, step). steps: of (kind, entry, proof, before,
+    branch). clauses: of sizes, literals and weights. known: numbers of exact proofs of this piece.
+    Counters: how many there are already, in earlier pieces too.
     """
 
-    cells: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
-    steps: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
-    links: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
-    clauses: list[tuple[np.ndarray, ...]] = dataclasses.field(default_factory=list)
-    exact: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-    cell_count: int = 0
-    step_count: int = 0
-    clause_count: int = 0
+    def __init__(self, dimension: int, path: Path | None = None):
+        self.dimension, self.path, self.size = dimension, path, 0
+        self.cell_count = self.step_count = self.clause_count = 0
+        self._forget()
+        if path is not None:
+            _begin(path)
+
+    def _forget(self) -> None:
+        self.cells: list[tuple[np.ndarray, ...]] = []
+        self.steps: list[tuple[np.ndarray, ...]] = []
+        self.clauses: list[tuple[np.ndarray, ...]] = []
+        self.exact: list[tuple[int, str]] = []
+        self.known: dict[Any, int] = {}
+        self.size = 0
 
     def add_cells(
         self, window: Any, parent: Any, stage: int, witness: np.ndarray, step: np.ndarray
@@ -114,17 +177,18 @@ class Recorder:
         size = len(witness)
         window, parent, level = (np.broadcast_to(v, size) for v in (window, parent, stage))
         self.cells.append((window, parent, level, witness, step))
+        self.size += 2 * witness.nbytes
         self.cell_count += size
         return np.arange(self.cell_count - size, self.cell_count)
 
-    def follow(self, step: np.ndarray, branch: np.ndarray, kind, entry, proof) -> np.ndarray:
-        """The numbers of new steps, each linked to from an earlier one."""
-        size = len(step)
-        self.steps.append(tuple(np.broadcast_to(v, size) for v in (kind, entry, proof)))
+    def follow(self, before: np.ndarray, branch: np.ndarray, kind, entry, proof) -> np.ndarray:
+        """The numbers of new steps, each of which follows an earlier one."""
+        size = len(before)
+        parts = tuple(np.broadcast_to(v, size) for v in (kind, entry, proof, before, branch))
+        self.steps.append(parts)
+        self.size += 40 * size
         self.step_count += size
-        made = np.arange(self.step_count - size, self.step_count)
-        self.links.append((step, branch, made))
-        return made
+        return np.arange(self.step_count - size, self.step_count)
 
     def chain(
         self, cells: np.ndarray, owner: np.ndarray, kind, entry, proof
@@ -141,33 +205,40 @@ class Recorder:
     def add_clauses(self, size: np.ndarray, names: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """The numbers of new proofs; names (L, 3): stage, entry, sign of their rows."""
         self.clauses.append((size, names, weight))
+        self.size += names.nbytes + weight.nbytes
         self.clause_count += len(size)
         return np.arange(self.clause_count - len(size), self.clause_count)
 
     def exact_clause(self, names: list[tuple[int, int, int]], weight: list[int]) -> int:
-        """The number of a new proof with whole multipliers."""
+        """The number of a proof with whole multipliers, new if it is not in this piece."""
+        key = tuple(names), tuple(weight)
+        if key in self.known:
+            return self.known[key]
+        self.known[key] = self.clause_count
         self.exact.append((self.clause_count, " ".join(map(str, weight))))
         rows = np.array(names, np.int64)
         return int(self.add_clauses(np.array([len(rows)]), rows, np.full(len(rows), np.nan))[0])
 
-    def certificate(self, dimension: int) -> Certificate:
-        """Everything recorded so far."""
-        empty = np.zeros((0, dimension))
+    def piece_done(self, least: int = _PIECE) -> None:
+        """Between parts of the search: writes a piece, if it is to be written and large enough."""
+        if self.path is not None and self.size >= least:
+            _append(self.path, self._piece())
+            self._forget()
+
+    def certificate(self) -> Certificate | Path:
+        """Everything recorded so far, or the file in which it is."""
+        self.piece_done(1)
+        return self._piece() if self.path is None else self.path
+
+    def _piece(self) -> Certificate:
+        empty = np.zeros((0, self.dimension))
         cells = _joined(self.cells, (0, 0, 0, empty, empty))
-        kind, entry, proof = _joined(self.steps, (0, 0, 0))
-        step, branch, made = _joined(self.links, (0, 0, 0))
-        tree = np.full(self.cell_count, -1)
-        following, other = np.full((2, self.step_count), -1)
-        start = step < 0
-        tree[-1 - step[start]] = made[start]
-        for target, mask in ((following, ~start & (branch == 0)), (other, ~start & (branch == 1))):
-            target[step[mask]] = made[mask]
+        steps = _joined(self.steps, (0, 0, 0, 0, 0))
         size, names, weight = _joined(self.clauses, (0, np.zeros((0, 3), np.int64), empty[:, 0]))
         proofs, written = zip(*self.exact, strict=True) if self.exact else ((), ())
         start = np.append(0, np.cumsum(size))
         exact = np.array(proofs, np.int64), np.array(written, np.str_)
-        columns = [*cells, tree, kind, entry, proof, following, other, start, *names.T, weight]
-        return Certificate._make([*columns, *exact])
+        return Certificate._make([*cells, *steps, start, *names.T, weight, *exact])
 
 
 def _joined(parts: list[tuple[np.ndarray, ...]], empty: tuple) -> list[np.ndarray]:

@@ -107,7 +107,7 @@ class Batch:
     scale: np.ndarray
     literal: np.ndarray
     margin: np.ndarray
-    known: dict[int, list[tuple[frozenset, int]]]
+    known: dict[int, list[tuple[frozenset, Any]]]
     whole: Parts
     pool: np.ndarray
     sees: np.ndarray
@@ -321,9 +321,9 @@ def _settle(search: Search, batch: Batch, tests: Parts, i: int, out: Answers) ->
     named = batch.named(tests.rows(slice(i, i + 1)))[0, : tests.size[i]]
     names = [tuple(row) for row in named.tolist()]
     mine = {(e, s) for stage, e, s in names if stage == cell.stage}
-    for needs, number in batch.known.get(p, ()):
+    for needs, noted in batch.known.get(p, ()):
         if needs <= mine:
-            out.kind[i], out.proof[i] = REFUTED, number
+            out.kind[i], out.proof[i] = REFUTED, noted()
             return
     search.require_time()
     search.settled_exactly += 1
@@ -332,15 +332,11 @@ def _settle(search: Search, batch: Batch, tests: Parts, i: int, out: Answers) ->
     radius = search.radius[cell.window]
     found = decide(slope, value, exact.rationals(radius))
     if found.point is None:
-        used = list(found.weight)
-        number = 0
-        if search.recorder is not None:
-            common = math.lcm(*(exact.key(w)[1] for w in found.weight.values()))
-            whole = [t * (common // b) for t, b in map(exact.key, found.weight.values())]
-            number = search.recorder.exact_clause([names[r] for r in used], whole)
-        needs = frozenset((e, s) for st, e, s in (names[r] for r in used) if st == cell.stage)
-        batch.known.setdefault(p, []).append((needs, number))
-        out.kind[i], out.proof[i] = REFUTED, number
+        used = [names[r] for r in found.weight]
+        noted = partial(_noted, search, used, list(found.weight.values()))
+        needs = frozenset((e, s) for stage, e, s in used if stage == cell.stage)
+        batch.known.setdefault(p, []).append((needs, noted))
+        out.kind[i], out.proof[i] = REFUTED, noted()
         return
     point = np.array([exact.rounded(x) for x in found.point / exact.rationals(radius)])
     at = exact.rationals(point * radius)
@@ -349,6 +345,15 @@ def _settle(search: Search, batch: Batch, tests: Parts, i: int, out: Answers) ->
         out.kind[i], out.point[i] = FOUND, point
     else:
         search.unsettled[cell.window] += 1
+
+
+def _noted(search: Search, names: list[tuple[int, int, int]], weight: list[Any]) -> int:
+    """The number of a proof with rational multipliers."""
+    if search.recorder is None:
+        return 0
+    common = math.lcm(*(exact.key(w)[1] for w in weight))
+    whole = [t * (common // b) for t, b in map(exact.key, weight)]
+    return search.recorder.exact_clause(names, whole)
 
 
 def exact_steps(search: Search, cell: Cell, literal: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -57,6 +57,8 @@ def children(search: Search, cells: list[Cell]) -> Iterator[list[Cell]]:
     while stack:
         if search.out_of_time():
             return
+        if search.recorder is not None:
+            search.recorder.piece_done()
         nodes = stack.pop()
         nodes = nodes.rows(search.going[window[nodes.parent]])
         if not len(nodes.parent):

@@ -45,7 +45,7 @@ def stage_cuts(net: CPAFunction, certificate: Certificate) -> list[StageCuts]:
     c, stages = certificate, len(net.stages)
     _require_finished(c, stages)
     owner = _owners(c)
-    decided = np.flatnonzero((owner >= 0) & (c.kind != LEAF))
+    decided = np.flatnonzero(c.kind != LEAF)
     at = owner[decided]
     out = []
     for stage, layer in enumerate(net.stages):
@@ -81,10 +81,12 @@ def stage_cuts(net: CPAFunction, certificate: Certificate) -> list[StageCuts]:
 
 
 def _require_finished(c: Certificate, stages: int) -> None:
-    inner = c.kind != LEAF
-    loose = (c.following[inner] < 0).any() or (c.other[c.kind == SPLIT] < 0).any()
-    fits = c.stage.max(initial=0) <= stages
-    if not fits or loose or (c.kind == OPEN).any() or (c.tree[c.stage < stages] < 0).any():
+    start = c.before < 0
+    after = np.bincount(c.before[~start], minlength=len(c.kind))
+    begun = np.bincount(-1 - c.before[start], minlength=len(c.window))
+    wanted = np.where(c.kind == LEAF, 0, np.where(c.kind == SPLIT, 2, 1))
+    loose = (after != wanted).any() or (begun != (c.stage < stages)).any()
+    if c.stage.max(initial=0) > stages or loose or (c.kind == OPEN).any():
         raise ValueError(
             "certificate: expected that of a finished count of this function, received one that "
             "leaves cells open or has other stages"
@@ -99,15 +101,10 @@ def _of_stage(c: Certificate, stage: int) -> np.ndarray:
 
 def _owners(c: Certificate) -> np.ndarray:
     """(T,) the cell whose tree each step belongs to."""
-    owner = np.full(len(c.kind), -1)
-    cell = np.flatnonzero(c.tree >= 0)
-    step = c.tree[cell]
-    while len(step):
-        owner[step] = cell
-        ends = np.concatenate([c.following[step], c.other[step]])
-        cell = np.concatenate([cell, cell])[ends >= 0]
-        step = ends[ends >= 0]
-    return owner
+    at = c.before
+    while (later := at >= 0).any():  # twice as many steps back each time, until the tree begins
+        at = np.where(later, at[at], at)
+    return -1 - at
 
 
 def _hits(layer, kind, entry, window, windows: int) -> np.ndarray:
