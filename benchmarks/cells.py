@@ -1,6 +1,6 @@
 """Exact counts in windows of any dimension against a plain depth-first enumeration.
 
-    python benchmarks/cells.py [--repeat 3] [--cases N] [--only SECTION ...]
+    python benchmarks/cells.py [--repeat 3] [--cases N] [--only SECTION ...] [--plot PATH]
 
 The enumeration goes down the sign tree of every layer unit by unit: it prunes by the box, follows
 the witness on the side it lies on, reuses the points it found in a cell, leaves out units that do
@@ -8,7 +8,8 @@ not cross it, and solves one warm linear program (HiGHS, dual simplex) for what 
 HiGHS's word for every decision; the engine's counts are certified. Both are measured in turn in one
 run; the ratio of cells a second is the figure, times are for orientation. Further sections, none of
 them compared: counts against the radius, 784 inputs with few crossing units, 256 windows of the
-digits in one call, estimates.
+digits in one call, lower bounds and estimates. ``--plot`` draws what "radius" and
+"estimates" found.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from matplotlib import pyplot
 
 import jaxregions as jr
 from jaxregions import datasets, training, zoo
 from jaxregions.engines.cells import count_cells
-from jaxregions.engines.estimates import estimate_cells
+from jaxregions.engines.draws import regions_drawn
+from jaxregions.engines.estimates import TreeEstimate, estimate_cells
 from jaxregions.engines.frontier import Limits
 from jaxregions.engines.programs import MarginProgram
+from jaxregions.plotting import BLUE, GREEN, ORANGE
 from jaxregions.verification import verify
 
 TOLERANCE = 1e-9  # margins that the enumeration takes for zero
@@ -45,11 +49,11 @@ GROWING = (  # sizes, seed, radii
     ((64, 64, 64), 7, (0.0005, 0.001, 0.002, 0.003, 0.004, 0.005, 0.006)),
     ((784, 32, 32), 9, (0.0002, 0.0005, 0.001, 0.002)),
 )
-ESTIMATED = (  # sizes, seed, radius, nodes of a descent
-    ((6, 24, 24), 5, 0.3, 64),
-    ((10, 32, 32), 6, 0.1, 64),
-    ((64, 64, 64), 7, 0.02, 64),
-    ((64, 64, 64), 7, 0.1, 16),
+ESTIMATED = (  # sizes, seed, radius: counted by a slower engine, then out of reach
+    ((6, 24, 24), 5, 0.3),
+    *(((10, 32, 32), 6, radius) for radius in (0.04, 0.06, 0.1)),
+    *(((64, 64, 64), 7, radius) for radius in (0.01, 0.02, 0.05, 0.1)),
+    ((784, 32, 32), 9, 0.002),
 )
 DIGITS = (("batch", (0.0005, 0.001, 0.002)), ("none", (0.001, 0.004, 0.006)))  # model, radii
 SECTIONS = ("compared", "radius", "digits", "estimates")
@@ -223,20 +227,45 @@ def radius_row(sizes, seed, radius, seconds: float = 60.0) -> dict[str, Any]:
     }
 
 
-def estimate_row(sizes, seed, radius, population: int, seconds: float = 60.0) -> dict[str, Any]:
-    """What is proven within a time, and a statistical estimate."""
+def estimate_row(sizes, seed, radius, seconds: float = 60.0) -> dict[str, Any]:
+    """What is proven within a time, by the sign tree and by random points, and an estimate."""
     net = jr.trace(network(recipe(sizes, seed)), np.zeros(sizes[0]))
-    window = jr.Window(np.zeros((1, sizes[0])), radius)
-    limits = Limits(None, time.monotonic() + seconds / 2)
-    proven = int(count_cells(net, window, limits=limits).regions[0])
+    window = jr.Window(np.zeros(sizes[0]), radius)
+    limits = Limits(None, time.monotonic() + seconds)
+    counted = int(count_cells(net, window.reshape(1), limits=limits).regions[0])
+    deadline = time.monotonic() + seconds
+    drawn = regions_drawn(net, window, points=1 << 30, deadline=deadline)
     start = time.perf_counter()
-    options = {"descents": 64, "population": population, "max_seconds": seconds}
-    found = estimate_cells(net, window[0], proven=proven, **options)
-    took = time.perf_counter() - start
-    shown: dict[str, Any] = dict.fromkeys(("mean", "low", "high", "descents"), "-")
+    found = estimate_cells(net, window, max_seconds=seconds, proven=max(counted, drawn))
+    name, took = "-".join(map(str, sizes)), time.perf_counter() - start
+    shown: dict[str, Any] = dict.fromkeys(TreeEstimate._fields, np.nan)
     shown |= {} if found is None else found._asdict()
-    name = "-".join(map(str, sizes))
-    return {"net": name, "radius": radius, "proven": proven, **shown, "seconds": took}
+    bounds = {"by the tree": counted, "by points": drawn}
+    return {"net": name, "radius": radius, **bounds, **shown, "seconds": took}
+
+
+def plot(counted: list[dict[str, Any]], estimated: list[dict[str, Any]], path: str) -> None:
+    """Regions against the radius: certified counts, proven lower bounds, intervals."""
+    figure, ax = pyplot.subplots(figsize=(6.4, 4.6), layout="constrained")
+    names = list(dict.fromkeys(one["net"] for one in counted))
+    for name, color in zip(names, (BLUE, ORANGE, GREEN), strict=True):
+        whole = [one for one in counted if one["net"] == name and one["complete"]]
+        x, y = ([one[c] for one in whole] for c in ("radius", "at least"))
+        ax.plot(x, y, "o-", color=color, markersize=4, label=f"{name}: certified count")
+        rest = [one for one in estimated if one["net"] == name and one["radius"] > max(x)]
+        x = [one["radius"] for one in rest]
+        bound, mean, low, high = (
+            np.array([one[c] for one in rest]) for c in ("proven", "mean", "low", "high")
+        )
+        marks = {"color": color, "markerfacecolor": "white"}
+        ax.plot(x, bound, "^", **marks, label=f"{name}: proven lower bound")
+        label = f"{name}: estimate, 95% interval"
+        ends = [mean - low, high - mean]
+        ax.errorbar(x, mean, np.maximum(ends, 0), fmt="s", capsize=4, **marks, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="radius r", ylabel="regions in $[-r, r]^k$")
+    ax.legend(fontsize=7, frameon=False)
+    ax.grid(alpha=0.25, linewidth=0.5)
+    figure.savefig(path, dpi=110)
 
 
 def digits_rows(max_regions: int = 10_000, seconds: float = 120.0) -> list[dict[str, Any]]:
@@ -286,16 +315,23 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--cases", type=int, default=len(CASES), help="only the first ones")
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--plot", help="where to save the figure of counts against the radius")
     options = parser.parse_args()
     if "compared" in options.only:
         show("Certified counts", [row(*case, options.repeat) for case in CASES[: options.cases]])
+    counted, estimated = [], []
     if "radius" in options.only:
         for sizes, seed, radii in GROWING:
-            show("Against the radius", [radius_row(sizes, seed, radius) for radius in radii])
+            rows = [radius_row(sizes, seed, radius) for radius in radii]
+            show("Against the radius", rows)
+            counted += rows
     if "digits" in options.only:
         show("Windows of the digits, one call each", digits_rows())
     if "estimates" in options.only:
-        show("Statistical estimates, 95% intervals", [estimate_row(*case) for case in ESTIMATED])
+        estimated = [estimate_row(*case) for case in ESTIMATED]
+        show("Proven lower bounds; statistical estimates with 95% intervals", estimated)
+    if options.plot and counted:
+        plot(counted, estimated, options.plot)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from jaxregions.engines import cells, frontier, merging, vertices
 from jaxregions.engines.affine import same_maps
 from jaxregions.engines.certificates import Certificate, region_points
 from jaxregions.engines.contests import merged_regions
-from jaxregions.engines.estimates import TreeEstimate, estimate_cells
+from jaxregions.engines.draws import regions_drawn
+from jaxregions.engines.estimates import DESCENTS, TreeEstimate, estimate_cells
 from jaxregions.engines.frontier import ENGINES, Limits, Status, Tally
 from jaxregions.engines.signs import patterns
 from jaxregions.engines.unions import count_unions
@@ -35,6 +36,8 @@ __all__ = [
 
 NAMES = {1: "segments", 2: "planar", 3: "vertices", 4: "vertices", 5: "vertices", 6: "vertices"}
 ANY = "cells"  # of windows of any dimension
+_POINTS, _MANY_POINTS = 1 << 14, 1 << 24  # drawn for a lower bound, with a time limit until
+_DRAWING = 0.1  # of it is over
 
 
 @record
@@ -182,7 +185,7 @@ def estimate_regions(
     window: Window,
     *,
     input_shape: tuple[int, ...] | None = None,
-    descents: int = 64,
+    descents: int = DESCENTS,
     seed: int = 0,
     max_seconds: float | None = None,
     at_least: float = 1.0,
@@ -190,16 +193,17 @@ def estimate_regions(
     """A statistical estimate, not a count, of the activation regions of f in one window.
 
     Random descents in the sign tree, a sample of its nodes kept at each level: unbiased, with a 95%
-    interval. For windows with too many regions to count: ``at_least`` is what was proven.
+    interval, for windows with too many regions to count. It begins at a proven lower bound or
+    above: ``at_least``, or the number of regions that hold one of some random points.
 
     Args:
       f, input_shape: as for ``count_regions``.
       window: one window of any dimension.
-      descents: how many. seed: of the descents. max_seconds: end with those that are finished.
-      at_least: a proven lower bound; the interval begins there or above.
+      descents: how many. seed: of the descents. max_seconds: the more, the narrower the interval.
+      at_least: a lower bound that is known already.
 
     Returns:
-      TreeEstimate, or None where the time did not suffice for two descents.
+      TreeEstimate, or None where the time did not suffice for a first one.
 
     Raises:
       ValueError: as ``count_regions``; several windows, fewer than 2 descents, maxima over many
@@ -215,9 +219,13 @@ def estimate_regions(
         raise ValueError(f"descents: expected at least 2, received {descents}")
     if merging.has_contests(net):
         raise ValueError("f: expected no maximum over many candidates, received one")
+    now = time.monotonic()
+    soon = now + _DRAWING * (limits.deadline - now)
+    points = _POINTS if max_seconds is None else _MANY_POINTS
+    drawn = regions_drawn(net, window, points=points, seed=seed, deadline=soon)
     left = limits.deadline - time.monotonic()
     return estimate_cells(
-        net, window, descents=descents, seed=seed, max_seconds=left, proven=at_least
+        net, window, descents=descents, seed=seed, max_seconds=left, proven=max(at_least, drawn)
     )
 
 

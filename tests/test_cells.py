@@ -15,7 +15,6 @@ from jaxregions import exact
 from jaxregions.engines import programs, sides
 from jaxregions.engines.cells import count_cells
 from jaxregions.engines.contests import merged_regions
-from jaxregions.engines.estimates import estimate_cells, interval, leaf_weights
 from jaxregions.engines.farkas import decide
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.longsteps import Bases, solve_wide
@@ -370,48 +369,3 @@ def test_an_interrupt_keeps_what_is_proven():
     found = counted(RECIPE, box(3, 1.0), watch=watch)
     assert found.status.tolist() == [Status.INTERRUPTED]
     assert 1 <= found.regions[0] < REGIONS
-
-
-# Estimates ---------------------------------------------------------------------------------------
-
-
-def random_tree(seed, single):
-    """Nodes with one or two children, on 16 levels; and the number of leaves."""
-    rng, tree = np.random.default_rng(seed), {}
-
-    def grow(path):
-        ends = len(path) == 16 or rng.random() < 0.003 * len(path)
-        tree[path] = 0 if ends else int(rng.choice([1, 2], p=[single, 1 - single]))
-        return sum(grow((*path, i)) for i in range(tree[path])) or 1
-
-    return tree, grow(())
-
-
-@pytest.mark.parametrize(("seed", "single"), [(0, 0.5), (3, 0.7)])
-def test_intervals_cover_the_number_of_leaves(seed, single):
-    tree, leaves = random_tree(seed, single)
-    rng, covered = np.random.default_rng(seed + 100), 0
-    for _ in range(200):
-        found = interval(leaf_weights(tree.__getitem__, 16, rng, population=4))
-        covered += found.low <= leaves <= found.high
-    assert covered >= 180
-
-
-def test_a_descent_that_keeps_all_nodes_counts():
-    tree, leaves = random_tree(0, 0.6)
-    weights = leaf_weights(tree.__getitem__, 2, np.random.default_rng(0), population=1 << 20)
-    assert weights.tolist() == [leaves, leaves]
-
-
-def test_estimates_of_cells_cover_their_number():
-    net = traced(RECIPE)
-    found = estimate_cells(net, jr.Window(np.zeros(3), 1.0), descents=32, population=16)
-    assert found.low <= REGIONS <= found.high
-    assert found.high < 3 * REGIONS
-    every = estimate_cells(net, jr.Window(np.zeros(3), 1.0), descents=2, population=1 << 20)
-    assert (every.mean, every.low, every.high) == (REGIONS, REGIONS, REGIONS)
-
-
-def test_estimates_need_two_descents():
-    with pytest.raises(ValueError, match="two descents"):
-        interval(np.ones(1))

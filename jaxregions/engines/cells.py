@@ -8,7 +8,7 @@ after the last stage are the regions. Cells go depth first in batches, so memory
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
@@ -23,7 +23,16 @@ from jaxregions.engines.signtree import children
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["CellCounts", "batch_size", "count_cells", "counts", "cut", "explore", "roots"]
+__all__ = [
+    "CellCounts",
+    "batch_size",
+    "count_cells",
+    "counts",
+    "cut",
+    "enclose",
+    "explore",
+    "roots",
+]
 
 _BATCH = 1024  # cells that are split together
 _ENTRIES = 1 << 22  # numbers in their rows
@@ -92,10 +101,8 @@ def explore(search: Search, watch: Callable[[int, int], None] | None = None) -> 
             if stage == stages - 1:
                 for _ in grown:
                     pass
-            elif search.sample is None:
-                stack.append((stage + 1, chain.from_iterable(grown)))
             else:
-                stack.append((stage + 1, iter(_thinned(search, chain.from_iterable(grown)))))
+                stack.append((stage + 1, chain.from_iterable(grown)))
             if watch is not None:
                 watch(int((search.pending == 0).sum()), int(search.bound.sum()))
     except Stopped:
@@ -113,26 +120,18 @@ def batch_size(search: Search, stage: int) -> int:
 
 def cut(search: Search, frame: Frame, batch: list[Cell]) -> Iterator[list[Cell]]:
     """The children of some cells of one stage, as they are found."""
+    enclose(search, frame, batch)
+    return children(search, batch)
+
+
+def enclose(search: Search, frame: Frame, batch: list[Cell]) -> None:
+    """Gives some cells of one stage their rows."""
     window = np.array([c.window for c in batch])
     u, step = (np.stack([getattr(c, n) for c in batch]) for n in ("u", "step"))
     radius = search.radius[window]
     rows = enclosed_rows(search.net, frame, window, radius, u, step, batch[0].stage)
     for cell, own in zip(batch, rows, strict=True):
         cell.rows = own
-    return children(search, batch)
-
-
-def _thinned(search: Search, cells: Iterable[Cell]) -> list[Cell]:
-    """A sample of these cells, one stage, from each window."""
-    every = list(cells)
-    window = np.array([c.window for c in every], np.int64)
-    assert search.sample is not None
-    keep, factor = search.sample.thinned(window)
-    np.subtract.at(search.pending, np.delete(window, keep), 1)
-    kept = [every[i] for i in keep]
-    for cell, f in zip(kept, factor.tolist(), strict=True):
-        cell.weight *= f
-    return kept
 
 
 def counts(search: Search) -> CellCounts:

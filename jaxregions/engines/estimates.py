@@ -1,10 +1,8 @@
 """How large a tree is that is too large to be walked, estimated from random descents.
 
-A descent goes down level by level with at most K nodes: if a level has more, K of them are kept at
-random, and their weights are multiplied by how many there were over K. The weights of the leaves
-that it meets have the number of all leaves as their expected sum, since every node is kept with
-probability 1 / weight. K = 1 is Knuth's estimate, the product of the numbers of children on the
-way of one random walk.
+A descent (``descents``) goes down level by level with at most K nodes and weights that make the sum
+over the leaves it meets an unbiased estimate. K = 1 is Knuth's, the product of the numbers of
+children on the way of one random walk. Descents are independent: their spread gives the interval.
 
 Source: D. E. Knuth, Estimating the efficiency of backtrack programs (1975); R. Rubinstein and
 R. Vaisman, Stochastic enumeration method for counting trees (2014).
@@ -20,26 +18,37 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import norm, t
 
-from jaxregions.engines.cells import explore
+from jaxregions.engines.descents import descend, thinned
 from jaxregions.engines.frontier import Limits
-from jaxregions.engines.search import Sample, new_search
+from jaxregions.engines.potentials import Potential, Steps, learned
+from jaxregions.engines.search import Stopped, new_search
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["TreeEstimate", "estimate_cells", "interval", "leaf_weights"]
+__all__ = ["TreeEstimate", "estimate_cells", "interval", "leaf_weights", "lowest", "sampled"]
 
-_TOGETHER = 16  # descents at once
+DESCENTS = 16
 POPULATION = 64  # nodes of a descent
+_FIRST = 8  # nodes of a descent in the rounds from which potentials are learned
+_ROUNDS = 3
+_SHARE = 0.6  # of the time that is left, for the last round
+_ENTRIES = 1 << 25  # numbers in the bases of nodes that go down together
+_NODES = 1 << 13  # such nodes
+_DOUBT = 0.025  # that the interval is too high; that it is too low
 
 
 class TreeEstimate(NamedTuple):
     """A statistical estimate, not a proof. mean: of the descents' sums, unbiased. low, high: an
-    interval of 95% confidence for the number of leaves. descents: how many there were."""
+    interval of 95% confidence for the number of leaves. proven: a lower bound that is proven.
+    descents: how many there were. population: of at most how many nodes each; inf: of all, so that
+    mean, low and high are the number itself."""
 
     mean: float
     low: float
     high: float
+    proven: float
     descents: int
+    population: float
 
 
 def leaf_weights(
@@ -49,27 +58,27 @@ def leaf_weights(
     population: int = 1,
 ) -> np.ndarray:
     """(descents,) sums of leaf weights in a tree; branches(path): children of a node."""
-    sums = np.zeros(descents)
-    for i in range(descents):
-        level: list[tuple[int, ...]] = [()]
-        weight = 1.0
-        while level:
-            children = [(*path, j) for path in level for j in range(branches(path))]
-            sums[i] += weight * sum(branches(path) == 0 for path in level)
-            if len(children) > population:
-                weight *= len(children) / population
-                kept = rng.choice(len(children), population, replace=False)
-                children = [children[j] for j in kept]
-            level = children
+    sums, level = np.zeros(descents), [()] * descents
+    owner, weight = np.arange(descents), np.ones(descents)
+    while level:
+        many = np.array([branches(path) for path in level])
+        np.add.at(sums, owner[many == 0], weight[many == 0])
+        level = [(*path, j) for path, m in zip(level, many, strict=True) for j in range(m)]
+        owner, weight = np.repeat(owner, many), np.repeat(weight, many)
+        keep, factor = thinned(rng, owner, np.log2(weight), population)
+        level = [level[i] for i in keep]
+        owner, weight = owner[keep], weight[keep] * factor
     return sums
 
 
-def interval(weights: np.ndarray, proven: float = 1.0) -> TreeEstimate:
+def interval(
+    weights: np.ndarray, proven: float = 1.0, population: float = math.inf
+) -> TreeEstimate:
     """The mean of the weights and an interval for their expectation.
 
     Weights are skewed to the right like products of random factors: the interval is the union of
     Student's and of Cox's for log-normal weights, exp(m + s^2/2 -+ z sqrt(s^2/n + s^4/(2 (n - 1))))
-    with m and s^2 the mean and variance of log w. It never goes below what is proven.
+    with m and s^2 the mean and variance of log w; never below ``lowest`` and what is proven.
 
     Raises:
       ValueError: fewer than two weights.
@@ -77,47 +86,115 @@ def interval(weights: np.ndarray, proven: float = 1.0) -> TreeEstimate:
     count = len(weights)
     if count < 2:
         raise ValueError(f"weights: expected at least two descents, received {count}")
-    mean, z = float(weights.mean()), float(norm.ppf(0.975))
-    half = float(t.ppf(0.975, count - 1)) * float(weights.std(ddof=1)) / math.sqrt(count)
+    mean, z = float(weights.mean()), float(norm.ppf(1 - _DOUBT))
+    half = float(t.ppf(1 - _DOUBT, count - 1)) * float(weights.std(ddof=1)) / math.sqrt(count)
     logs = np.log(weights)
     level, variance = float(logs.mean()), float(logs.var(ddof=1))
     spread = z * math.sqrt(variance / count + variance**2 / (2 * (count - 1)))
     centre = level + variance / 2
-    low = max(proven, min(mean - half, math.exp(centre - spread)))
+    low = max(proven, lowest(weights), min(mean - half, math.exp(centre - spread)))
     high = max(low, mean + half, math.exp(centre + spread))
-    return TreeEstimate(mean, low, high, count)
+    return TreeEstimate(mean, low, high, proven, count, population)
+
+
+def lowest(weights: np.ndarray) -> float:
+    """A lower bound on the expectation of independent positive weights, wrong with a probability of
+    at most 1/40 whatever their distribution: the mean over s of
+
+        prod_i (1 - s + s w_i / E)
+
+    has expectation 1, so that it exceeds 40 with at most that probability; where it does, E is
+    ruled out.
+
+    Source: I. Waudby-Smith and A. Ramdas, Estimating means of bounded random variables by betting
+    (2024).
+    """
+    shares = np.linspace(0.1, 1.0, 10)[:, None]
+    high = math.log(float(weights.max()))
+    low = high - 50.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        logs = np.log(1 - shares + shares * np.exp(np.log(weights) - middle)).sum(axis=1)
+        ruled_out = np.logaddexp.reduce(logs) - math.log(len(shares)) >= -math.log(_DOUBT)
+        low, high = (middle, high) if ruled_out else (low, middle)
+    return math.exp(low)
 
 
 def estimate_cells(
     net: CPAFunction,
     window: Window,
     *,
-    descents: int = 64,
-    population: int = POPULATION,
+    descents: int = DESCENTS,
+    population: int | None = None,
     seed: int = 0,
     max_seconds: float = math.inf,
     proven: float = 1.0,
 ) -> TreeEstimate | None:
     """An estimate of the regions of one window, from random descents in its sign tree.
 
-    Every test on the way is decided as in ``count_cells``, so the estimate is unbiased as long as
-    no limit ends the descents early: rounds that time ends are left out. None: not even two
-    descents were finished.
+    Every test on the way is decided as in ``count_cells``. Some rounds of descents with few nodes
+    teach the potential of the last, which has as many as the time allows. The last round that
+    was finished counts; None: not even the first was.
 
     Args:
       window: without leading axes.
+      population: nodes of a descent of the last round; None: as said, without a limit POPULATION.
       proven: a proven lower bound.
     """
     rng, ends = np.random.default_rng(seed), time.monotonic() + max_seconds
-    weights: list[np.ndarray] = []
-    for start in range(0, descents, _TOGETHER):
-        copies = window.reshape(1)[np.zeros(min(_TOGETHER, descents - start), int)]
-        count = len(copies.center)
-        sample = Sample(rng, population, count)
-        search = new_search(net, copies, Limits(None, ends), sample=sample)
-        explore(search)
-        if search.pending.any() or search.unsettled.any():
+    steps, potential, found, took = Steps(), None, None, 0.0
+    for last in [False] * _ROUNDS + [True]:
+        size = _FIRST if population is None else min(population, _FIRST)
+        if last and population is not None:
+            size = population
+        elif last and max_seconds < math.inf:
+            more = _SHARE * (ends - time.monotonic()) / took
+            size = max(size, min(int(size * more), _together(net, window)))
+        elif last:
+            size = POPULATION
+        start = time.monotonic()
+        weights = sampled(net, window, rng, descents, size, potential, steps, ends)
+        if weights is None:
             break
-        weights.append(sample.leaves if net.stages else np.ones(count))
-    found = np.concatenate([np.zeros(0), *weights])
-    return interval(found, proven) if len(found) > 1 else None
+        whole = weights.max() <= size  # no level had more nodes than were kept
+        found = interval(weights, proven, math.inf if whole else size)
+        if whole:
+            break
+        took, potential = time.monotonic() - start, learned(steps, len(net.stages))
+    return found
+
+
+def sampled(
+    net: CPAFunction,
+    window: Window,
+    rng: np.random.Generator,
+    descents: int,
+    population: int,
+    potential: Potential | None,
+    steps: Steps,
+    ends: float = math.inf,
+) -> np.ndarray | None:
+    """(descents,) the weights of the leaves that each meets; None: out of time, or a test was left
+    open."""
+    found: list[np.ndarray] = []
+    together = max(1, _together(net, window) // population)
+    for start in range(0, descents, together):
+        copies = np.zeros(min(together, descents - start), np.int64)
+        if not net.stages:
+            found.append(np.ones(len(copies)))
+            continue
+        search = new_search(net, window.reshape(1)[copies], Limits(None, ends))
+        try:
+            weights = descend(search, rng, population, potential, steps)
+        except Stopped:
+            return None
+        if weights is None or search.unsettled.any():
+            return None
+        found.append(weights)
+    return np.concatenate(found)
+
+
+def _together(net: CPAFunction, window: Window) -> int:
+    """How many nodes go down together."""
+    rows = sum(s.size for s in net.stages) + 1
+    return min(_NODES, max(1, _ENTRIES // (rows * (rows + window.dimension))))

@@ -11,19 +11,11 @@ import numpy as np
 from jaxregions.engines.certificates import ABOVE, BELOW, SPLIT, ZERO, Recorder
 from jaxregions.engines.enclosures import Rows, exact_rows, rounded_rows
 from jaxregions.engines.frontier import Limits, Status
+from jaxregions.engines.longsteps import FAR
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = [
-    "Cell",
-    "Sample",
-    "Search",
-    "Stopped",
-    "exact_row",
-    "exactly",
-    "new_search",
-    "settled_rows",
-]
+__all__ = ["Cell", "Search", "Stopped", "exact_row", "exactly", "new_search", "settled_rows"]
 
 _COARSE = 2.0**-8  # rows with a larger relative error are made exactly
 
@@ -34,8 +26,8 @@ class Cell:
 
     number: in the certificate. u, step: (k,) witness, and steps to k more points of the closed
     cell. literal: (m, 3) stage, entry and sign of the switching values that bound it; slope, value,
-    error: (m, ...) these rows, signed, in units of the radii and divided by ``scale``. weight: of a
-    sample. bases: of these rows, basic (m,) and bound (k,). rows, exact: of its own stage.
+    error: (m, ...) these rows, signed, in units of the radii and divided by ``scale``. weight,
+    room: as of a node. bases: of these rows, basic (m,), bound (k,). rows, exact: of its own stage.
     """
 
     window: int
@@ -50,6 +42,7 @@ class Cell:
     error: np.ndarray
     scale: np.ndarray
     weight: float = 1.0
+    room: float = FAR
     bases: tuple[np.ndarray, np.ndarray] | None = None
     rows: Rows | None = None
     exact: tuple[np.ndarray, np.ndarray] | None = None
@@ -59,30 +52,12 @@ class Stopped(Exception):
     """A limit ends a search in the middle of a step; what is in its tallies is proven."""
 
 
-class Sample:
-    """Random descents, one a window: at most ``population`` nodes of each, which stand for all.
-
-    leaves: (W,) the weights of the leaves that each descent met.
-    """
-
-    def __init__(self, rng: np.random.Generator, population: int, windows: int):
-        self.rng, self.population, self.leaves = rng, population, np.zeros(windows)
-
-    def thinned(self, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the nodes in these windows are kept, and the factors on their weights."""
-        count = np.bincount(window, minlength=len(self.leaves))
-        order = np.lexsort((self.rng.random(len(window)), window))
-        rank = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
-        keep = np.sort(order[rank < self.population])
-        return keep, np.maximum(count[window[keep]] / self.population, 1.0)
-
-
 @dataclasses.dataclass(eq=False)
 class Search:
     """bound: (W,) proven regions. splits: (W, S). pending: (W,) open cells. unsettled: (W,) sides
     neither found nor refuted. going: (W,) not stopped by a limit. seen: per stage (3, W, size):
-    where a switching value is positive, negative, identically zero on some cell. sample: random
-    descents instead of everything. keep: make the cells of the last stage, too.
+    where a switching value is positive, negative, identically zero on some cell. keep: make the
+    cells of the last stage, too.
     """
 
     net: CPAFunction
@@ -90,7 +65,6 @@ class Search:
     radius: np.ndarray
     limits: Limits
     recorder: Recorder | None
-    sample: Sample | None
     bound: np.ndarray
     splits: np.ndarray
     pending: np.ndarray
@@ -145,7 +119,6 @@ def new_search(
     windows: Window,
     limits: Limits,
     recorder: Recorder | None = None,
-    sample: Sample | None = None,
     keep: bool = False,
 ) -> Search:
     """A search that has not begun."""
@@ -156,7 +129,6 @@ def new_search(
         np.array(windows.radii(), np.float64),
         limits,
         recorder,
-        sample,
         np.ones(count, np.int64),
         np.zeros((count, stages), np.int64),
         np.full(count, int(stages > 0)),

@@ -20,7 +20,7 @@ from jaxregions.engines.certificates import ABOVE, ALONE, BELOW, LEAF, OPEN, SPL
 from jaxregions.engines.search import Cell, Search, settled_rows
 from jaxregions.engines.sides import FOUND, UNSETTLED, Batch, Parts, centred, exact_steps, tested
 
-__all__ = ["children"]
+__all__ = ["Nodes", "begin", "children", "finished", "split"]
 
 _NODES = 1 << 14  # processed together
 _FEW = 128  # always
@@ -30,13 +30,15 @@ _ENTRIES = 1 << 22  # numbers in their rows and bases
 class Nodes(NamedTuple):
     """level: how many values have been looked at. Per node (N,): part of a cell, by the signs it
     was split by; point (N, k) in it; known: its cell's remembered points that lie in it, as bits;
-    weight: of a sample. step, branch: where its next step in the certificate is linked."""
+    weight, room: in a random descent, what it stands for, and a bound on its margin. step, branch:
+    where its next step in the certificate is linked."""
 
     level: int
     part: Parts
     point: np.ndarray
     known: np.ndarray
     weight: np.ndarray
+    room: np.ndarray
     step: np.ndarray
     branch: np.ndarray
 
@@ -52,7 +54,7 @@ def children(search: Search, cells: list[Cell]) -> Iterator[list[Cell]]:
     """The cells into which their stage cuts these, as they are found; none in the last stage,
     where they are only counted unless the search keeps them."""
     window = np.array([c.window for c in cells])
-    batch, unit, cut, nodes = _begin(search, cells, window)
+    batch, unit, cut, nodes = begin(search, cells, window)
     stack = [nodes]
     while stack:
         if search.out_of_time():
@@ -67,18 +69,14 @@ def children(search: Search, cells: list[Cell]) -> Iterator[list[Cell]]:
             middle = len(nodes.parent) // 2
             stack += [nodes.rows(slice(middle, None)), nodes.rows(slice(middle))]
             continue
-        if search.sample is not None:
-            kept, factor = search.sample.thinned(window[nodes.parent])
-            nodes = nodes.rows(kept)
-            nodes = nodes._replace(weight=nodes.weight * factor)
         leaf = cut[nodes.parent] <= nodes.level
         if leaf.any():
-            found = _leaves(search, batch, nodes.rows(leaf))
+            found = finished(search, batch, nodes.rows(leaf))
             if found:
                 yield found
             nodes = nodes.rows(~leaf)
         if len(nodes.parent):
-            stack.append(_split(search, batch, window, unit, nodes))
+            stack.append(split(search, batch, window, unit, nodes)[0])
     np.subtract.at(search.pending, window, 1)
 
 
@@ -95,8 +93,12 @@ def _at_most(stack: list[Nodes], room: int) -> int:
     return max(min(room, _FEW), room >> min(waiting // room, 32))
 
 
-def _begin(search: Search, cells: list[Cell], window: np.ndarray):
-    """The batch; (P, L) the values that cut each cell and (P,) how many; the nodes at the top."""
+def begin(search: Search, cells: list[Cell], window: np.ndarray, ask: bool = True):
+    """The batch; (P, L) the values that cut each cell and (P,) how many; the nodes at the top.
+
+    ask: whether values cut a cell; else those are listed that may, by the box alone, and those
+      first that cut off most of it, which keeps the trees of siblings of like size.
+    """
     stage, count = cells[0].stage, len(cells)
     rows = [settled_rows(search, c) for c in cells]
     batch = Batch.of(search, cells, rows)
@@ -115,24 +117,24 @@ def _begin(search: Search, cells: list[Cell], window: np.ndarray):
     whole = batch.whole.of_width(batch.fixed + 1)
     side = batch.side(parent, unit, point[parent])
     found, together = [(parent[:0], point[:0])], _room(whole, point)
-    # Random descents leave most cells after a few nodes: there each node asks for itself.
     batch.margin[:] = reach - np.abs(value)
-    for sign in (1, -1) if search.sample is None else ():
+    for sign in (1, -1) if ask else ():
         every = np.flatnonzero(side != sign)
         if sign == -1:  # a value whose sign at the witness is not known is asked twice
             every = every[(side[every] != 0) | (kind[parent[every], unit[every]] == SPLIT)]
         for low in range(0, len(every), together):
-            ask = every[low : low + together]
-            tests = whole.rows(parent[ask]).cut(batch.fixed + unit[ask], sign)
+            here = every[low : low + together]
+            tests = whole.rows(parent[here]).cut(batch.fixed + unit[here], sign)
             answer = tested(search, batch, tests)
             out = answer.kind != FOUND
-            found.append((parent[ask[~out]], answer.point[~out]))
-            at = parent[ask[out]], unit[ask[out]]
+            found.append((parent[here[~out]], answer.point[~out]))
+            at = parent[here[out]], unit[here[out]]
             kind[at] = np.where(answer.kind[out] == UNSETTLED, OPEN, BELOW if sign > 0 else ABOVE)
             proof[at] = answer.proof[out]
-            batch.margin[parent[ask], unit[ask]] = answer.margin
+            batch.margin[parent[here], unit[here]] = answer.margin
     search.saw(stage, window, kind)
-    order = np.argsort(np.where(kind == SPLIT, batch.margin, np.inf), axis=1, kind="stable")
+    margin = batch.margin if ask else -batch.margin
+    order = np.argsort(np.where(kind == SPLIT, margin, np.inf), axis=1, kind="stable")
     cut = (kind == SPLIT).sum(axis=1)
     step = branch = np.full(count, -1)
     if search.recorder is not None:
@@ -143,13 +145,13 @@ def _begin(search: Search, cells: list[Cell], window: np.ndarray):
         )
         step, branch = links
     known = batch.remember(*map(np.concatenate, zip(*found, strict=True)))
-    weight = np.array([c.weight for c in cells])
-    nodes = Nodes(0, whole, point, known, weight, step, branch)
+    weight, room = np.array([(c.weight, c.room) for c in cells]).T
+    nodes = Nodes(0, whole, point, known, weight, room, step, branch)
     return batch, order, cut, nodes
 
 
-def _split(search: Search, batch: Batch, window, order, nodes: Nodes) -> Nodes:
-    """The nodes after the next value of their cell's list was looked at."""
+def split(search: Search, batch: Batch, window, order, nodes: Nodes) -> tuple[Nodes, np.ndarray]:
+    """The nodes after the next value of their cell's list was looked at, and which each is from."""
     count = len(nodes.parent)
     unit = order[nodes.parent, nodes.level]
     side = batch.side(nodes.parent, unit, nodes.point)
@@ -179,13 +181,12 @@ def _split(search: Search, batch: Batch, window, order, nodes: Nodes) -> Nodes:
         branch = np.zeros(count, np.int64)
     here = window[nodes.parent]
     search.saw_some(stage, here, unit, kind)
-    if search.sample is None:
-        search.split(stage, here[both])
+    search.split(stage, here[both])
     point[0, ~has[0]] = point[1, ~has[0]]
     parts, columns = [], []
     for branch_sign, own in ((1, both), (-1, both), (0, ~both)):
         new, mine = part.rows(own), point[int(branch_sign < 0), own]
-        link = branch[own]
+        link, room = branch[own], nodes.room[own]
         if branch_sign:
             new = new.cut(batch.fixed + unit[own], branch_sign)
             link = np.full(len(link), int(branch_sign < 0))
@@ -193,14 +194,16 @@ def _split(search: Search, batch: Batch, window, order, nodes: Nodes) -> Nodes:
             at = np.cumsum(own)[node[found]] - 1
             for old, better in zip(new.bases, answer.bases.rows(found), strict=True):
                 old[at] = better
+            room[at] = answer.margin[found]
         parts.append(new)
         seen = known[int(branch_sign < 0), own] if branch_sign else nodes.known[own]
-        columns.append((mine, seen, nodes.weight[own], step[own], link))
+        columns.append((mine, seen, nodes.weight[own], room, step[own], link))
     joined = map(np.concatenate, zip(*columns, strict=True))
-    return Nodes(nodes.level + 1, Parts.joined(parts), *joined)
+    origin = np.concatenate([np.flatnonzero(both), np.flatnonzero(both), np.flatnonzero(~both)])
+    return Nodes(nodes.level + 1, Parts.joined(parts), *joined), origin
 
 
-def _leaves(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
+def finished(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
     """The cells of the next stage; of the last, only what is asked of them unless all are kept."""
     stage = batch.cells[0].stage + 1
     window = np.array([c.window for c in batch.cells])[nodes.parent]
@@ -212,8 +215,6 @@ def _leaves(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
             u = nodes.point * radius
             made = search.recorder.add_cells(window, numbers, stage, u, np.full(u.shape, np.nan))
             search.recorder.follow(nodes.step, nodes.branch, LEAF, made, ALONE)
-        if search.sample is not None:
-            np.add.at(search.sample.leaves, window, nodes.weight)
         return []
     slope, value, error = batch.rows(nodes.part)
     scale = batch.scale[nodes.parent[:, None], nodes.part.row]
@@ -246,6 +247,7 @@ def _leaves(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
             error[i, :m],
             scale[i, :m],
             float(nodes.weight[i]),
+            float(nodes.room[i]),
             (bases.basic[i, :m], bases.bound[i]),
         )
         for i, m in enumerate(size)
