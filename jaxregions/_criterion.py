@@ -10,9 +10,9 @@ window iff |value| < reach, and is tangent to it iff they are equal.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ _SLAB = 1 << 14  # windows of one screening call, at most
 _SLAB_BYTES = 16 << 20  # of their centres: copies of larger arrays are made of page faults
 _OPEN = 1 << 15  # pairs that are decided again in one call, at most
 _PAIRS = 256  # pairs per step of such a call; one on CPUs, where gathers of many are slow
-_AHEAD = 8  # such calls under way
+_AT_ONCE = 2  # slabs: what one does on a single core overlaps with the products of the other
 _HUGE = 2.0**60  # screening leaves larger and smaller numbers alone: nothing over- or underflows
 _FAINT = 1e-290  # compiled code reads subnormal parts of smaller normals as zero
 _DENSE_BYTES = 64 << 20  # working set of one dense float64 step
@@ -168,90 +168,62 @@ def _decide_rational(task: Problem, row: Any, unit: Any, breakpoint: Any) -> int
     return exact.compare(reach, abs(value))
 
 
-def count(task: Problem, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """hits, units, tangencies and pairs decided again per window, (W,) each; shared planes only."""
-    total, units, breaks = task.sizes
-    counts = hits, refined, tangencies, rechecked = np.zeros((4, total), np.int64)
+def count(task: Problem, dtype: np.dtype) -> np.ndarray:
+    """hits, units, tangencies and decisions made again per window, (4, W); shared planes only."""
+    total = len(task.anchor)
     most = max(1, min(_SLAB, _SLAB_BYTES // max(1, task.anchor[0].nbytes)))
-    steps = -(-total // -(-total // most) // _ROWS)  # of every slab: nearly no overlap
-    slab = min(steps * _ROWS, total)
-    starts = _starts(total, slab)
+    slabs = _AT_ONCE * -(-total // (_AT_ONCE * most))
+    slab = min(-(-total // slabs // _ROWS) * _ROWS, total)
     scalar = task.radius.strides[1] == 0 or bool((task.radius == task.radius[:, :1]).all())
-    radius = task.radius[:, :1] if scalar else task.radius
-    size, norm = np.zeros(total), size_of(task.normal[0])
+    norm = size_of(task.normal[0])
     with jax.enable_x64(True):  # once: a launch would copy NumPy arrays anew
         planes = jax.tree.map(jnp.asarray, _screening_planes(task, norm, dtype, scalar))
         exact_planes = jax.tree.map(jnp.asarray, _pair_planes(task, scalar))
-
     norm = np.where((norm > 0) & (norm < _FAINT), np.inf, norm)  # read as zero: proves nothing
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
-    def screen(start):
-        rows = slice(start, start + slab)
-        shift = None if task.shift is None else jnp.asarray(task.shift[rows])
-        windows = jnp.asarray(task.anchor[rows]), shift, jnp.asarray(radius[rows])
-        return start, windows, _screen(planes, windows)
+    def work(start: int) -> np.ndarray:
+        with jax.enable_x64(True), jax.default_device(device):  # of a thread
+            rows = slice(start, start + slab)
+            return _count_slab(task, rows, norm, planes, exact_planes, scalar)
 
-    def open_pairs():
-        """Writes what the screening decided; yields the pairs it left open."""
-        slabs = _launched_ahead(screen, starts, 1)
-        for (start, windows, found), end in zip(slabs, [*starts[1:], total], strict=True):
-            some_hits, some_refined, words, relative = map(np.asarray, found)
-            first = start + _starts(slab, words.shape[-1])
-            index = first[:, None] + np.arange(words.shape[-1])
-            # A window in two overlapping steps belongs to the later: the other rounds differently.
-            hits[index], refined[index], size[index] = some_hits, some_refined, relative
-            rows = np.arange(start, start + slab)
-            size[rows] = _sizes(task, rows, radius[rows], size[rows])
-            limit = np.minimum(np.append(first[1:], end), end)
-            for step, row, unit in _set_bits(words):
-                keep = (first[step] + row < limit[step]) & (unit < units)
-                if keep.any():
-                    yield start, windows, (first[step] + row)[keep], unit[keep]
-
-    def project(pairs):
-        start, windows, row, unit = pairs
-        many = 1 if jax.default_backend() == "cpu" else _PAIRS
-        room = min(_OPEN, -(-slab * units // many) * many)
-        index = np.zeros((2, room), np.int32)
-        index[:, : len(row)] = row - start, unit
-        index, steps = index.reshape(2, -1, many), np.int32(-(-len(row) // many))
-        return row, unit, _project_pairs(exact_planes, windows, index, steps)
-
-    with jax.enable_x64(True):
-        for row, unit, found in _launched_ahead(project, open_pairs(), _AHEAD):
-            value, reach = np.asarray(found).reshape(2, -1, 1)[:, : len(row)]
-            offset = task.offset[0, unit]
-            sign = _proven_signs(
-                task,
-                value[..., None] - offset[:, None],
-                reach,
-                size[row],
-                norm[unit, None],
-                offset[:, None],
-            )[:, 0]
-            for p, b in np.argwhere(sign == 0):
-                sign[p, b] = _decide_rational(task, row[p], unit[p], b)
-            added = (sign > 0).sum(1), (sign > 0).any(1), (sign == 0).sum(1), breaks
-            for total_count, new in zip(counts, added, strict=True):
-                np.add.at(total_count, row, new)
-    return hits, refined, tangencies, rechecked
+    counts = np.empty((4, total), np.int64)
+    # The last ends flush: it may decide windows again that the one before has decided.
+    starts = np.minimum(np.arange(0, total, slab), total - slab)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start, found in zip(starts, pool.map(work, starts), strict=True):
+            counts[:, start : start + slab] = found
+    return counts
 
 
-def _launched_ahead(launch: Callable, items: Iterable, depth: int) -> Iterator:
-    """launch(item) for every item, in order, ``depth`` launches ahead of the result in use.
+def _count_slab(task: Problem, rows: slice, norm, planes, exact_planes, scalar) -> np.ndarray:
+    """``count`` of the windows of one slab: (4, R)."""
+    total, units, breaks = rows.stop - rows.start, *task.sizes[1:]
+    shift = None if task.shift is None else jnp.asarray(task.shift[rows])
+    radius = task.radius[rows, :1] if scalar else task.radius[rows]
+    # Aligned arrays are not copied, others once; jnp.asarray copies twice.
+    windows = jax.device_put(task.anchor[rows], may_alias=True), shift, jnp.asarray(radius)
+    found = _screening(jax.default_backend())(planes, windows)
+    hits, refined, words, relative = map(np.asarray, found)
+    size = _sizes(task, rows, radius, relative.astype(np.float64))
+    counts = np.zeros((4, total), np.int64)
+    counts[:2] = hits, refined
+    for row, unit in _set_bits(words):
+        row, unit = row[unit < units], unit[unit < units]
+        value, reach = _projected(exact_planes, windows, row, unit, total * units)
+        offset = task.offset[0, unit][:, None]
+        value = value[:, None, None] - offset
+        sign = _proven_signs(task, value, reach[:, None], size[row], norm[unit, None], offset)[:, 0]
+        for p, b in np.argwhere(sign == 0):
+            sign[p, b] = _decide_rational(task, rows.start + row[p], unit[p], b)
+        added = (sign > 0).sum(1), (sign > 0).any(1), (sign == 0).sum(1), breaks
+        for total_count, new in zip(counts, added, strict=True):
+            np.add.at(total_count, row, new)
+    return counts
 
-    jax works on what was launched while the host uses the result.
-    """
-    waiting = deque()
-    for item in items:
-        waiting.append(launch(item))
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    yield from waiting
 
-
-def _set_bits(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """(step, row, unit) of the bits set in words (steps, blocks, rows), at most ``_OPEN`` each."""
+def _set_bits(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(row, unit) of the bits set in words (steps, blocks, rows), at most ``_OPEN`` each."""
     flat = words.ravel()
     if len(flat) % 4:
         flat = np.pad(flat, (0, -len(flat) % 4))
@@ -264,12 +236,7 @@ def _set_bits(words: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.nd
         for some in np.split(found, range(_OPEN, len(found), _OPEN)):
             word = 4 * look[some // 64] + some % 64 // _BLOCK
             step, block, row = np.unravel_index(word, words.shape)
-            yield step, row, block * _BLOCK + some % _BLOCK
-
-
-def _starts(total: int, rows: int) -> np.ndarray:
-    """First window of every step; the last step ends flush and may overlap the one before."""
-    return np.minimum(np.arange(-(-total // rows)) * rows, total - rows)
+            yield step * words.shape[2] + row, block * _BLOCK + some % _BLOCK
 
 
 def _screening_planes(task: Problem, norm: np.ndarray, dtype: np.dtype, scalar: bool) -> tuple:
@@ -310,14 +277,20 @@ def _screening_planes(task: Problem, norm: np.ndarray, dtype: np.dtype, scalar: 
     return normal, reach, offset, point, stray, basis, stretch, np.asarray(rate, dtype)
 
 
-@jax.jit
+@cache
+def _screening(backend: str):
+    """``_screen``, compiled; for CPUs with vectors as wide as they have: XLA stops at 256 bits."""
+    wide = {"xla_cpu_prefer_vector_width": 512} if backend == "cpu" else None
+    return jax.jit(_screen, compiler_options=wide)
+
+
 def _screen(planes, windows):
     """Proven decisions at working precision, ``_ROWS`` windows at a time.
 
     Units have length 1 and windows are divided by their radius: a hyperplane refines iff |value| <
-    reach. Per step of windows: hits and refined units among the units without an open decision,
-    (rows,) each, the units with one as bits of words (blocks, rows), and windows' distances from
-    the point in units of their radius (rows,).
+    reach. Returns hits and refined units among the units without an open decision, (R,) each, the
+    units with one as bits of words (steps, blocks, rows), and windows' distances from the point in
+    units of their radius, (R,).
     """
     normal, reach, offset, point, stray, basis, stretch, rate = planes
     anchor, shift, radius = windows
@@ -367,10 +340,11 @@ def _screen(planes, windows):
             refined = jnp.sum(decided & (hit > 0), (0, 1), dtype=np.int32)
         return hits, refined, (words & (_HIT - 1)).astype(np.uint16), size
 
-    return jax.lax.map(step, jnp.asarray(_starts(total, rows)))
+    hits, refined, words, size = jax.lax.map(step, jnp.arange(0, total, rows))
+    return hits.ravel(), refined.ravel(), words, size.ravel()
 
 
-def _sizes(task: Problem, rows: np.ndarray, radius: np.ndarray, relative) -> np.ndarray:
+def _sizes(task: Problem, rows: slice, radius: np.ndarray, relative) -> np.ndarray:
     """(R,) bounds, relative to |w|, of the terms of value and reach: errors are gamma times them.
 
     From |a - p| + |B||s| in units of the radius, as screening rounded it: hence the factor 2.
@@ -383,7 +357,7 @@ def _sizes(task: Problem, rows: np.ndarray, radius: np.ndarray, relative) -> np.
     size = 2 * scale * (np.where(wild, 0.0, relative) + np.sqrt(k))
     size = size + np.finfo(np.float32).eps * size_of(task.point[0])
     if wild.any():
-        size[wild] += displacement(task, rows[wild])[1]
+        size[wild] += displacement(task, np.arange(rows.start, rows.stop)[wild])[1]
     flushed = np.finfo(task.anchor.dtype).tiny  # compiled code reads smaller numbers as zero
     return size + np.sqrt(d) * flushed / exact.unit_roundoff(np.float64)
 
@@ -401,6 +375,16 @@ def _pair_planes(task: Problem, scalar: bool) -> tuple:
     if (single == normal).all() and not single[abs(single) < np.finfo(np.float32).tiny].any():
         normal = single
     return normal, task.point[0], None if task.shift is None else slopes, reach
+
+
+def _projected(planes, windows, row: np.ndarray, unit: np.ndarray, most: int) -> np.ndarray:
+    """``_project_pairs`` of N <= most pairs, in arrays of one size: (2, N)."""
+    many = 1 if jax.default_backend() == "cpu" else _PAIRS
+    pairs = np.zeros((2, min(_OPEN, -(-most // many) * many)), np.int32)
+    pairs[:, : len(row)] = row, unit
+    steps = np.int32(-(-len(row) // many))
+    found = _project_pairs(planes, windows, pairs.reshape(2, -1, many), steps)
+    return np.asarray(found).reshape(2, -1)[:, : len(row)]
 
 
 @jax.jit

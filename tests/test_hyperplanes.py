@@ -153,7 +153,7 @@ def test_subnormal_numbers_are_not_read_as_zero(dtype):
 
 
 @pytest.mark.parametrize(("rows", "slab", "count"), [(8, 20, 53), (8, 24, 24), (16, 40, 41)])
-def test_overlapping_steps_and_slabs_count_every_window_once(monkeypatch, rows, slab, count):
+def test_overlapping_slabs_count_every_window_once(monkeypatch, rows, slab, count):
     # Integer data: most blocks hold a tie, so nearly everything is decided twice.
     monkeypatch.setattr(_criterion, "_ROWS", rows)
     monkeypatch.setattr(_criterion, "_SLAB", slab)
@@ -167,6 +167,22 @@ def test_overlapping_steps_and_slabs_count_every_window_once(monkeypatch, rows, 
     np.testing.assert_array_equal(counts.units, (sign == 1).any(2).sum(1))
     np.testing.assert_array_equal(counts.tangencies, (sign == 0).sum((1, 2)))
     assert (counts.tangencies > 0).all()
+
+
+def test_centres_count_the_same_however_they_lie_in_memory():
+    # Screening uses aligned arrays in place; the last slab overlaps with the one before.
+    rng = np.random.default_rng(5)
+    room = rng.normal(size=300 * 5 + 32).astype(np.float32)
+    aligned = -(room.ctypes.data // 4) % 16
+    planes = Hyperplanes(rng.normal(size=(40, 5)), rng.normal(size=5), np.zeros((40, 1)))
+    for first in (aligned, aligned + 1):
+        centers = room[first : first + 1500].reshape(300, 5)
+        copy = centers.copy()
+        copy.flags.writeable = False
+        expected = refines(planes, jr.Window(centers, 0.3)).sum((1, 2))
+        for same in (centers, copy, np.asfortranarray(centers), jnp.asarray(centers)):
+            np.testing.assert_array_equal(count_hits(planes, jr.Window(same, 0.3)).hits, expected)
+        np.testing.assert_array_equal(centers, copy)
 
 
 def test_single_precision_centres_count_as_their_double_copies():
