@@ -45,7 +45,6 @@ def assert_maps(f, window):
 
 def test_maps_are_the_derivatives_at_the_witnesses(monkeypatch):
     monkeypatch.setattr(maps, "ROWS", (8, 16))  # parents in two blocks
-    monkeypatch.setattr(maps, "BYTES", 1 << 15)  # several runs of cells
     assert assert_maps(residual, jr.Window(np.array([0.1, 0.2, -0.1]), 0.8, basis=BASIS)) > 64
 
 

@@ -7,8 +7,9 @@ child only what its stage decides is evaluated, at its witness point, and differ
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.engines.points import Ledger, lift
-from jaxregions.engines.steps import ROWS
+from jaxregions.engines.steps import AHEAD, ROWS
 from jaxregions.tracing import compiled, level_values, levels_of, prepare
 
 __all__ = ["Generation", "affine_maps"]
-
-BYTES = 256 << 20  # maps held at once, beside the result
 
 
 class Generation(NamedTuple):
@@ -74,51 +73,48 @@ def affine_maps(inner: Ledger, family: list[Generation]) -> tuple[np.ndarray, np
     net, (count, k) = inner.net, family[-1].u.shape
     outputs = sum(math.prod(np.shape(o)) for o in net.program.outputs)
     found = np.empty((count, k, outputs)), np.empty((count, outputs))
-    sizes = [sum(math.prod(s.shape) for s in level.made) for level in levels_of(net)]
-    held = sum(8 * (k + 1) * n * len(g.u) for n, g in zip(sizes, family, strict=True))
-    stops = np.linspace(0, count, 1 + min(count, 1 + held // BYTES)).astype(int).tolist()
-    for low, high in pairwise(stops):
-        _fill([column[low:high] for column in found], inner, _ancestry(family, low, high))
+    for part, [block] in _blocks(inner, family, ROWS[count > ROWS[0]]):
+        for column, rows in zip(found, block, strict=True):
+            here = column[part]
+            here[:] = np.asarray(rows)[: len(here)]
     return np.swapaxes(found[0], 1, 2), found[1]
 
 
-def _ancestry(family: list[Generation], low: int, high: int) -> list[Generation]:
-    """Cells low .. high - 1 of the last generation and those that they came from."""
-    found = []
-    for u, parent in family[::-1]:
-        mine = parent[low:high]
-        found.append(Generation(u[low:high], mine - mine[0]))
-        low, high = int(mine[0]), int(mine[-1]) + 1
-    return found[::-1]
+def _blocks(inner: Ledger, family: list[Generation], size: int) -> Iterator[tuple[slice, Any]]:
+    """The last generation in blocks of one size, some of them ahead of time.
 
-
-def _fill(out: list[np.ndarray], inner: Ledger, family: list[Generation]) -> None:
-    """Slopes, directions first, and intercepts.
-
-    Cells go in blocks of one size, so that a block's parents lie in two blocks at most; the device
-    keeps all blocks but the last generation's.
+    The parents of a block lie in one block or two that follow each other, which are made when they
+    are needed and kept until the next are.
     """
-    net, (count, k) = inner.net, family[-1].u.shape
-    size = ROWS[count > ROWS[0]]
+    k = family[0].u.shape[1]
     x, _ = lift(inner.frame, inner.vertices.rows(slice(0, 1))._replace(u=family[0].u))
     basis = inner.frame.basis
     axes = np.eye(k) if basis is None else basis.reshape(-1, k).T
-    made: list[Any] = [[(np.resize(axes, (size, *axes.shape)), np.resize(x, (size, x.shape[1])))]]
-    above = family[0].u
-    with jax.enable_x64(True):
-        prepared = prepare(net)
-        run = compiled(_rows_level, prepared.structure, static=(6,))
-        for level, (u, parent) in enumerate(family):
-            step, known, made = u - above.take(parent, axis=0), made, []
-            for low in range(0, len(u), size):
-                part, near = slice(low, low + size), int(parent[low]) // size
-                far = known[min(near + 1, len(known) - 1)]
-                rows = (parent[part] - near * size, step[part], u[part])
-                if len(rows[0]) < size:
-                    rows = tuple(np.resize(r, (size, *r.shape[1:])) for r in rows)
-                made.append(run(prepared, known[near], far, *rows, level))
-            above = u
-        for i, [maps] in enumerate(made):
-            for column, block in zip(out, maps, strict=True):
-                here = column[i * size : (i + 1) * size]
-                here[:] = np.asarray(block)[: len(here)]
+    above = [family[0], *family[:-1]]
+    steps = [g.u - a.u.take(g.parent, axis=0) for a, g in zip(above, family, strict=True)]
+    kept: list[dict[int, Any]] = [{} for _ in range(len(family) + 1)]
+    kept[0][0] = [(np.resize(axes, (size, *axes.shape)), np.resize(x, (size, x.shape[1])))]
+    prepared = prepare(inner.net)
+    run = compiled(_rows_level, prepared.structure, static=(6,))
+
+    def made(level: int, i: int) -> Any:
+        if i not in kept[level + 1]:
+            part, (u, parent) = slice(i * size, (i + 1) * size), family[level]
+            parents = parent[part]
+            near, far = int(parents[0]) // size, int(parents[-1]) // size
+            rows = parents - near * size, steps[level][part], u[part]
+            if len(parents) < size:
+                rows = tuple(np.resize(r, (size, *r.shape[1:])) for r in rows)
+            known = [kept[0][0] if not level else made(level - 1, j) for j in (near, far)]
+            kept[level] = dict(zip((near, far), known, strict=True))
+            kept[level + 1][i] = run(prepared, *known, *rows, level)
+        return kept[level + 1][i]
+
+    count, last, running = len(family[-1].u), len(family) - 1, deque()
+    for i in range(-(-count // size)):
+        with jax.enable_x64(True):
+            running.append((slice(i * size, min((i + 1) * size, count)), made(last, i)))
+        kept[-1].clear()
+        if len(running) > AHEAD:
+            yield running.popleft()
+    yield from running

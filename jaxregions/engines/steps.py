@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxregions.engines.points import Ledger, Vertices, lift, numbered
 
-__all__ = ["ROWS", "in_steps", "lifted", "pinned"]
+__all__ = ["AHEAD", "ROWS", "in_steps", "lifted", "pinned"]
 
 ROWS = (128, 1024)  # points in one step
 AHEAD = 2  # steps that run while the next is prepared
