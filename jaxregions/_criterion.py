@@ -264,7 +264,7 @@ def _screening_planes(task: Problem, norm: np.ndarray, dtype: np.dtype, scalar: 
     reach = np.pad(reach, padding, constant_values=-np.inf)
     with np.errstate(over="ignore"):
         normal, reach, offset = (a.astype(dtype) for a in (normal, reach, offset))
-    offset = offset if offset.any() else None
+    offset = offset if offset.any() or offset.shape[1] > 1 else None
     single = np.finfo(dtype).eps
     additions = d * ((0.5 if offset is None else 1.0) + 2 * exact.gamma(d, dtype))
     prepared = (d + k) * np.finfo(np.float64).eps / single

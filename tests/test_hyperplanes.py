@@ -340,3 +340,13 @@ def test_slices_are_projected_in_full_precision(anchored):
     products = jaxpr.count("dot_general")
     assert products >= 3
     assert jaxpr.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e-47])
+def test_every_offset_of_a_unit_counts_though_all_are_zero_in_float32(offset):
+    planes = jr.Hyperplanes([[1.0, -1.0]], [0.0, 0.0], [[offset, -offset]])
+    windows = jr.Window(np.zeros((3, 2)), 1.0)
+    found = jr.count_hits(planes, windows)
+    np.testing.assert_array_equal(jr.refines(planes, windows).sum((-2, -1)), 2)
+    np.testing.assert_array_equal(found.hits, 2)
+    np.testing.assert_array_equal(jr.count_hits(planes, windows, dtype=np.float64).hits, 2)
