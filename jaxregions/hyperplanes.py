@@ -98,9 +98,9 @@ class HitCounts(NamedTuple):
 def margins(planes: Hyperplanes, windows: Window) -> Any:
     """sum_j r_j |(B'w_i)_j| - |w_i . (c - p) - o_ik|, floats (..., n, K), for use under jit.
 
-    Positive: refines the open window. Zero: tangent. Negative: misses the closed window. Without a
-    basis B = I. -inf where there is no hyperplane. In the inputs' precision; ``refines`` decides
-    exactly.
+    Positive: refines the open window. Zero: tangent, or holds the whole slice. Negative: misses the
+    closed window. Without a basis B = I. -inf where there is no hyperplane. In the inputs'
+    precision; ``refines`` decides exactly.
 
     Raises:
       ValueError: planes and windows of different input dimension or leading shapes.
@@ -109,8 +109,11 @@ def margins(planes: Hyperplanes, windows: Window) -> Any:
     """
     _check_pair(planes, windows)
     value, reach = _values(planes, windows)
-    absent = jnp.isinf(planes.offset) | (reach == 0)[..., None]
-    return jnp.where(absent, -jnp.inf, reach[..., None] - abs(value))
+    return jnp.where(_present(planes), reach[..., None] - abs(value), -jnp.inf)
+
+
+def _present(planes: Hyperplanes) -> Any:
+    return jnp.isfinite(planes.offset) & (planes.normal != 0).any(-1)[..., None]
 
 
 def distances(planes: Hyperplanes, points: Any) -> Any:
@@ -189,7 +192,7 @@ def _relation(planes: Hyperplanes, windows: Window) -> np.ndarray:
 
 def _traced_counts(planes: Hyperplanes, windows: Window) -> HitCounts:
     value, reach = _values(planes, windows)
-    present = jnp.isfinite(planes.offset) & (reach > 0)[..., None]
+    present = _present(planes)
     margin = jnp.where(present, reach[..., None] - abs(value), -jnp.inf)
     hit = margin > 0
     d, k = windows.input_dimension, windows.dimension

@@ -350,3 +350,16 @@ def test_every_offset_of_a_unit_counts_though_all_are_zero_in_float32(offset):
     np.testing.assert_array_equal(jr.refines(planes, windows).sum((-2, -1)), 2)
     np.testing.assert_array_equal(found.hits, 2)
     np.testing.assert_array_equal(jr.count_hits(planes, windows, dtype=np.float64).hits, 2)
+
+
+def test_a_hyperplane_that_holds_the_slice_meets_it_and_is_tangent_traced_or_not():
+    planes = jr.Hyperplanes([[0.0, 0.0, 1.0]], np.zeros(3), [[0.0]])
+    inside, beside = (
+        jr.Window(np.array([0.0, 0.0, z]), 1.0, np.array([[1.0], [0.0], [0.0]])) for z in (0, 1)
+    )
+    for window, holds in ((inside, True), (beside, False)):
+        for function in (jr.meets, jax.jit(jr.meets)):
+            assert function(planes, window).item() == holds
+        for function in (jr.count_hits, jax.jit(jr.count_hits)):
+            assert function(planes, window).tangencies == int(holds)
+        assert jr.margins(planes, window) == -(not holds)
