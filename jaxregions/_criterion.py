@@ -176,9 +176,9 @@ def count(task: Problem, dtype: np.dtype) -> np.ndarray:
     slab = min(-(-total // slabs // _ROWS) * _ROWS, total)
     scalar = task.radius.strides[1] == 0 or bool((task.radius == task.radius[:, :1]).all())
     norm = size_of(task.normal[0])
+    prepared = _screening_planes(task, norm, dtype, scalar), _pair_planes(task, scalar)
     with jax.enable_x64(True):  # once: a launch would copy NumPy arrays anew
-        planes = jax.tree.map(jnp.asarray, _screening_planes(task, norm, dtype, scalar))
-        exact_planes = jax.tree.map(jnp.asarray, _pair_planes(task, scalar))
+        planes, exact_planes = jax.device_put(prepared, may_alias=True)
     norm = np.where((norm > 0) & (norm < _FAINT), np.inf, norm)  # read as zero: proves nothing
     device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -191,18 +191,19 @@ def count(task: Problem, dtype: np.dtype) -> np.ndarray:
     # The last ends flush: it may decide windows again that the one before has decided.
     starts = np.minimum(np.arange(0, total, slab), total - slab)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for start, found in zip(starts, pool.map(work, starts), strict=True):
+        each = pool.map if len(starts) > 1 else map
+        for start, found in zip(starts, each(work, starts), strict=True):
             counts[:, start : start + slab] = found
     return counts
 
 
 def _count_slab(task: Problem, rows: slice, norm, planes, exact_planes, scalar) -> np.ndarray:
-    """``count`` of the windows of one slab: (4, R)."""
+    """``count`` of the windows of one slab: (4, R). On the device: planes and exact_planes."""
     total, units, breaks = rows.stop - rows.start, *task.sizes[1:]
-    shift = None if task.shift is None else jnp.asarray(task.shift[rows])
+    shift = None if task.shift is None else task.shift[rows]
     radius = task.radius[rows, :1] if scalar else task.radius[rows]
     # Aligned arrays are not copied, others once; jnp.asarray copies twice.
-    windows = jax.device_put(task.anchor[rows], may_alias=True), shift, jnp.asarray(radius)
+    windows = jax.device_put((task.anchor[rows], shift, radius), may_alias=True)
     found = _screening(jax.default_backend())(planes, windows)
     hits, refined, words, relative = map(np.asarray, found)
     size = _sizes(task, rows, radius, relative.astype(np.float64))
