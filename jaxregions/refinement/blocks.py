@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -100,8 +100,10 @@ def blocks(
             return collect(launch(number * where.total + mine))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        running = deque(pool.submit(work, number) for number in range(min(AT_ONCE, rounds)))
+        running = deque([pool.submit(work, 0)])
         try:
+            wait(running)  # what two threads need at once, both of them compile
+            running.extend(pool.submit(work, number) for number in range(1, min(AT_ONCE, rounds)))
             for number in range(rounds):
                 found = running.popleft().result()
                 if number + AT_ONCE < rounds:

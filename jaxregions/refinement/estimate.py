@@ -65,8 +65,8 @@ class RefinementEstimate:
     num_samples: how many there are.
     exact: regions are exact counts; else bounds of them (see ``TwinEstimates``).
     certified: every hit and count was proven, for the float64 hyperplanes or networks drawn.
-    rechecked: (twin, sample, window) triples of the first layer that floats left open, settled in
-      rational arithmetic.
+    rechecked: (twin, sample, window) triples of the first layer that a comparison with bounded
+      errors left open, settled by finer bounds or in rational arithmetic.
     confidence: of the intervals.
     status: a ``SamplingStatus``.
     """
