@@ -136,7 +136,7 @@ def speed(samples: int, repeat: int, dtype) -> dict:
     def loop():
         return [numpy_sample(w, b[:, 0]) for w, b in zip(weight[:some], bias[:some], strict=True)]
 
-    runs = {name: partial(on_two_cores, run, keys) for name, run in programs.items()}
+    runs: dict = {name: partial(on_two_cores, run, keys) for name, run in programs.items()}
     runs["numpy"] = loop
     times = in_turn(runs, repeat)
     times["numpy"] = [t * samples / some for t in times["numpy"]]

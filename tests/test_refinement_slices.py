@@ -115,7 +115,7 @@ def test_lines_are_as_near_as_they_say(anchored):
     with jax.enable_x64(True):
         found = jax.jit(lambda p, w: place_slices(own_numbers(p, w), p, w))(planes, windows)
     slope, value, slope_error, value_error = (np.asarray(v) for v in found[:4])
-    start = centers[0] if anchor is None else np.asarray(windows.anchor[0])
+    start = centers[0] if windows.anchor is None else windows.anchor[0]
     for i in range(UNITS):
         w, o = fractions(normal[i]), Fraction(float(offset[i, 0]))
         exact = [sum(a * b for a, b in zip(w, fractions(c), strict=True)) for c in BASIS.T]
@@ -124,7 +124,7 @@ def test_lines_are_as_near_as_they_say(anchored):
         height = sum(
             a * (b - c) for a, b, c in zip(w, *map(fractions, (start, POINT)), strict=True)
         )
-        if anchored:
+        if windows.shift is not None:
             height += sum(e * s for e, s in zip(exact, fractions(windows.shift[0]), strict=True))
         assert abs(height - o - Fraction(float(value[0, i]))) <= Fraction(float(value_error[0, i]))
         assert slope_error[0, i] <= 2.0**-50 * np.linalg.norm(slope[0, i]) + 2.0**-60
@@ -148,7 +148,9 @@ def test_what_is_measured_apart_is_what_is_measured_again():
 def test_slices_of_full_dimension_are_boxes_turned():
     """A basis (2, 2): the same counts as the box behind it, by the other path."""
     rng = np.random.default_rng(35)
-    planes = planes_of(rng.normal(size=(DRAWS, 9, 2)), 0.3 * rng.normal(size=(DRAWS, 9, 1)), [0, 0])
+    planes = planes_of(
+        rng.normal(size=(DRAWS, 9, 2)), 0.3 * rng.normal(size=(DRAWS, 9, 1)), np.zeros(2)
+    )
     centers = rng.uniform(-1, 1, (4, 2))
     box = jr.Window(centers, 0.6)
     turned = jr.Window(centers, 0.6, np.array([[0.0, -1.0], [1.0, 0.0]]))

@@ -22,7 +22,7 @@ def finely(own: Own, batch: Batch, simple: bool) -> Sample:
     """Windows of any kind, in float64."""
     unit, full = batch.units, batch.windows.basis is None
     slices = not full and batch.windows.dimension == 2
-    placed = batch.each(place_slices if slices else place, own)
+    placed: Placed = batch.each(place_slices if slices else place, own)
 
     if placed.radius.shape[-1] > 2:
         found, proven = jax.vmap(lambda p: far_apart(p, unit, simple))(placed)
@@ -40,12 +40,12 @@ def counted(own: Own, where: Any, hits: Any, crossings: Any, sure: Any, simple: 
     point = where.radius, where.common, where.known
 
     def one(*numbers):
-        return _regions(*numbers, simple)
+        return _regions(*numbers, simple=simple)
 
     return jax.vmap(one)(own.offset, *point, hits, crossings, sure)
 
 
-def _regions(offset, radius, common, known, hits, crossings, sure, simple) -> Sample:
+def _regions(offset, radius, common, known, hits, crossings, sure, *, simple) -> Sample:
     """The counts of one draw from the crossings outside of the common point, (W,)."""
     k = radius.shape[-1]
     gap = radius - abs(common)  # of the exact sign where not 0

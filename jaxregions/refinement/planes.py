@@ -215,7 +215,7 @@ def _rounded(own: Own, batch: Batch, simple: bool, coplanar: bool) -> Sample:
         else:
             found = jax.lax.map(one_plane, jax.tree.map(lambda a: a.swapaxes(0, 1), scenes))
             found = jax.tree.map(lambda a: a[..., 0].T, found)
-        return counted(own, where, *found, simple)
+        return counted(own, where, *found, simple=simple)
 
     def one_plane(scene):
         lines = jax.vmap(chords)(*scene[:6])
