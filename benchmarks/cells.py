@@ -8,8 +8,7 @@ not cross it, and solves one warm linear program (HiGHS, dual simplex) for what 
 HiGHS's word for every decision; the engine's counts are certified. Both are measured in turn in one
 run; the ratio of cells a second is the figure, times are for orientation. Further sections, none of
 them compared: counts against the radius, 784 inputs with few crossing units, 256 windows of the
-digits in one call, lower bounds and estimates. ``--plot`` draws what "radius" and
-"estimates" found.
+digits in one call, lower bounds and estimates. ``--plot`` draws "radius" and "estimates".
 """
 
 from __future__ import annotations

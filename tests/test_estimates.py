@@ -7,6 +7,7 @@ import pytest
 from small_networks import recipe, traced
 
 import jaxregions as jr
+from jaxregions.engines import draws, estimates
 from jaxregions.engines.cells import count_cells
 from jaxregions.engines.descents import thinned
 from jaxregions.engines.draws import regions_drawn
@@ -154,6 +155,23 @@ def test_time_ends_an_estimate():
     assert found.population == 4
 
 
+@pytest.mark.parametrize(
+    ("after", "descents"), [(0, 0), (2, 16), (4, 16), (5, 8), (6, 12), (9, 16)]
+)
+def test_an_interrupt_keeps_what_is_finished(monkeypatch, after, descents):
+    """Three rounds to learn from, then four groups of the last: half of them are enough."""
+    calls = iter(range(100))
+
+    def one(search, rng, population, potential, steps):
+        if next(calls) == after:
+            raise KeyboardInterrupt
+        return np.full(len(search.radius), 1e6)
+
+    monkeypatch.setattr(estimates, "descend", one)
+    found = estimate_cells(traced(RECIPE), WINDOW, descents=16)
+    assert (found.descents if found else 0) == descents
+
+
 def two_hundred(sizes, seed, radius, population):
     """Regions, and the weights of 200 runs of 16 descents after two rounds from which to learn."""
     net, window = traced(recipe(sizes, seed)), jr.Window(np.zeros(sizes[0]), radius)
@@ -197,8 +215,19 @@ def test_regions_with_a_random_point_are_regions():
 
 
 def test_points_at_which_a_value_is_zero_say_nothing():
-    layers = [(np.eye(2), np.full(2, -3.0), "relu"), (np.eye(2), np.zeros(2), "relu")]
+    """Four regions; the second layer's values vanish on some of their units in all but one."""
+    layers = [(np.eye(2), np.zeros(2), "relu")] * 2
     assert regions_drawn(traced(layers), jr.Window(np.zeros(2), 1.0), points=1000) == 1
+
+
+def test_an_interrupt_keeps_the_regions_drawn(monkeypatch):
+    def drawn(*_):
+        yield np.array([3, 5], np.uint64)
+        yield np.array([5, 7], np.uint64)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(draws, "_drawn", drawn)
+    assert regions_drawn(traced(RECIPE), WINDOW, points=1000) == 3
 
 
 def test_no_point_is_drawn_after_the_deadline():

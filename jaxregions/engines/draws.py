@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -49,29 +50,39 @@ def regions_drawn(
 
     Args:
       window: without leading axes.
-      points: how many, uniform in the window; fewer where ``deadline`` passes before.
+      points: how many, uniform in the window; fewer where ``deadline`` passes before, or Ctrl-C.
     """
-    rng, flat = np.random.default_rng(seed), window.reshape(1)
-    frame, radius = frame_of(flat), np.asarray(flat.radii(), np.float64)[0]
-    keys = [rng.integers(0, 1 << 64, s.size, np.uint64) for s in net.stages]
     found, fresh, waiting = np.zeros(0, np.uint64), [], 0
-    with jax.enable_x64(True):
-        prepared = prepare(net)
-        run = compiled(_sums, prepared.structure, static=(4,))
-        for start in range(0, points, _TOGETHER):
-            if time.monotonic() > deadline:
-                break
-            count = min(_TOGETHER, points - start)
-            u = rng.uniform(-1.0, 1.0, (count, len(radius))) * radius
-            none = np.full(count, CORNER)
-            every = Vertices(u, np.zeros(count), none * 0, none, none, none, none, none)
-            total, sure = in_steps(
-                lambda x, e: run(prepared, x, e, keys, len(keys)),
-                count,
-                lambda part, every=every: lift(frame, every.rows(part)),
-            )
-            some = np.unique(total[sure & (np.abs(u) < radius).all(axis=1)])
+    try:
+        for some in _drawn(net, window, points, seed, deadline):
             fresh, waiting = [*fresh, some], waiting + len(some)
             if waiting > len(found):
                 found, fresh, waiting = np.unique(np.concatenate([found, *fresh])), [], 0
+    except KeyboardInterrupt:
+        pass
     return max(1, len(np.unique(np.concatenate([found, *fresh]))))
+
+
+def _drawn(
+    net: CPAFunction, window: Window, points: int, seed: int, deadline: float
+) -> Iterator[np.ndarray]:
+    """The sums at some of the points after the other, each once."""
+    rng, flat = np.random.default_rng(seed), window.reshape(1)
+    frame, radius = frame_of(flat), np.asarray(flat.radii(), np.float64)[0]
+    keys = [rng.integers(0, 1 << 64, s.size, np.uint64) for s in net.stages]
+    for start in range(0, points, _TOGETHER):
+        if time.monotonic() > deadline:
+            return
+        count = min(_TOGETHER, points - start)
+        u = rng.uniform(-1.0, 1.0, (count, len(radius))) * radius
+        none = np.full(count, CORNER)
+        every = Vertices(u, np.zeros(count), np.zeros(count, int), none, none, none, none, none)
+        with jax.enable_x64(True):
+            prepared = prepare(net)
+            run = compiled(_sums, prepared.structure, static=(4,))
+            total, sure = in_steps(
+                lambda x, e, run=run, prepared=prepared: run(prepared, x, e, keys, len(keys)),
+                count,
+                lambda part, every=every: lift(frame, every.rows(part)),
+            )
+        yield np.unique(total[sure & (np.abs(u) < radius).all(axis=1)])

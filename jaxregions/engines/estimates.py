@@ -29,8 +29,8 @@ __all__ = ["TreeEstimate", "estimate_cells", "interval", "leaf_weights", "lowest
 
 DESCENTS = 16
 POPULATION = 64  # nodes of a descent
-_FIRST = 8  # nodes of a descent in the rounds from which potentials are learned
-_ROUNDS = 3
+_TEACHING = (4, 8, 8)  # nodes of a descent in the rounds from which potentials are learned
+_GROUPS = 4  # of descents in the last round, of which time may leave some unfinished
 _SHARE = 0.6  # of the time that is left, for the last round
 _ENTRIES = 1 << 25  # numbers in the bases of nodes that go down together
 _NODES = 1 << 13  # such nodes
@@ -133,8 +133,9 @@ def estimate_cells(
     """An estimate of the regions of one window, from random descents in its sign tree.
 
     Every test on the way is decided as in ``count_cells``. Some rounds of descents with few nodes
-    teach the potential of the last, which has as many as the time allows. The last round that
-    was finished counts; None: not even the first was.
+    teach the potential of the last, which has as many as the time allows. The last round counts, or
+    what was finished of it when time or Ctrl-C ended it, if that is half; else the one before;
+    None: not even the first was finished.
 
     Args:
       window: without leading axes.
@@ -143,22 +144,22 @@ def estimate_cells(
     """
     rng, ends = np.random.default_rng(seed), time.monotonic() + max_seconds
     steps, potential, found, took = Steps(), None, None, 0.0
-    for last in [False] * _ROUNDS + [True]:
-        size = _FIRST if population is None else min(population, _FIRST)
-        if last and population is not None:
-            size = population
-        elif last and max_seconds < math.inf:
+    for taught in range(len(_TEACHING) + 1):
+        last = taught == len(_TEACHING)
+        size = population or (POPULATION if max_seconds == math.inf else _together(net, window))
+        if not last:
+            size = min(_TEACHING[taught], size)
+        elif population is None and max_seconds < math.inf:
             more = _SHARE * (ends - time.monotonic()) / took
-            size = max(size, min(int(size * more), _together(net, window)))
-        elif last:
-            size = POPULATION
+            size = min(max(1, int(_TEACHING[-1] * more)), size)
         start = time.monotonic()
-        weights = sampled(net, window, rng, descents, size, potential, steps, ends)
-        if weights is None:
+        groups = _GROUPS if last else 1
+        weights = sampled(net, window, rng, descents, size, potential, steps, ends, groups)
+        if len(weights) < (max(2, descents // 2) if last else descents):
             break
         whole = weights.max() <= size  # no level had more nodes than were kept
         found = interval(weights, proven, math.inf if whole else size)
-        if whole:
+        if whole or len(weights) < descents:
             break
         took, potential = time.monotonic() - start, learned(steps, len(net.stages))
     return found
@@ -173,11 +174,12 @@ def sampled(
     potential: Potential | None,
     steps: Steps,
     ends: float = math.inf,
-) -> np.ndarray | None:
-    """(descents,) the weights of the leaves that each meets; None: out of time, or a test was left
-    open."""
-    found: list[np.ndarray] = []
-    together = max(1, _together(net, window) // population)
+    groups: int = 1,
+) -> np.ndarray:
+    """(descents,) the weights of the leaves that each meets; fewer: time or Ctrl-C ended them, or a
+    test was left open. They go down together in some groups or more."""
+    found = [np.zeros(0)]
+    together = max(1, min(_together(net, window) // population, -(-descents // groups)))
     for start in range(0, descents, together):
         copies = np.zeros(min(together, descents - start), np.int64)
         if not net.stages:
@@ -186,10 +188,10 @@ def sampled(
         search = new_search(net, window.reshape(1)[copies], Limits(None, ends))
         try:
             weights = descend(search, rng, population, potential, steps)
-        except Stopped:
-            return None
+        except (Stopped, KeyboardInterrupt):
+            break
         if weights is None or search.unsettled.any():
-            return None
+            break
         found.append(weights)
     return np.concatenate(found)
 
