@@ -5,7 +5,9 @@ k points u + step_j e_j of the closed cell determine it:
 
     z(v) = z(u) + sum_j (z(u + step_j e_j) - z(u)) / step_j (v_j - u_j).
 
-No derivative is taken: the values come with rigorous bounds, or exactly, and so do the maps.
+No derivative is taken: the values come with rigorous bounds, or exactly, and so do the maps. In
+windows of many dimensions those that can change sign in the window have gradients, in reverse with
+rigorous bounds, and the others no slope: their value at u with a bound on how far it is from any.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.engines.points import CORNER, Frame, U, Vertices, input_point, lift
 from jaxregions.engines.steps import in_steps
-from jaxregions.tracing import CPAFunction, bounded_values, compiled, exact_values, prepare
+from jaxregions.tracing import (
+    CPAFunction,
+    bounded_gradient,
+    bounded_values,
+    compiled,
+    exact_values,
+    prepare,
+    prepare_reverse,
+)
 from jaxregions.windows import Window
 
 __all__ = [
@@ -31,6 +41,7 @@ __all__ = [
 ]
 
 _SMALL = np.finfo(np.float64).tiny
+_MANY = 128  # dimensions: gradients instead of k + 1 values
 
 
 class Rows(NamedTuple):
@@ -56,12 +67,16 @@ def _values(prepared: Any, x: Any, error: Any, stage: int):
 
 
 def enclosed_values(
-    net: CPAFunction, frame: Frame, window: np.ndarray, u: np.ndarray, stage: int
+    net: CPAFunction,
+    frame: Frame,
+    window: np.ndarray,
+    u: np.ndarray,
+    stage: int,
+    ball: Any = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(P, size) switching values of a stage at the points u (P, k) of windows (P,), and how far
-    each can be from the exact one."""
-    none = np.full(len(u), CORNER)
-    points = Vertices(u, np.zeros(len(u)), window, none, none, none, none, none)
+    each can be from the exact one, at the point or at any whose coordinates are within ``ball``."""
+    points = _at(window, u, ball)
     with jax.enable_x64(True):
         prepared = prepare(net)
         run = compiled(_values, prepared.structure, static=(3,))
@@ -93,6 +108,103 @@ def enclosed_rows(
       window, radius, u, step: (C,), (C, k), (C, k), (C, k) of each cell; u + step must be what
         floats make of it.
     """
+    if u.shape[1] < _MANY:
+        return _by_points(net, frame, window, radius, u, step, stage)
+    rows = _by_gradients(net, frame, window, radius, u, stage)
+    left = [i for i, own in enumerate(rows) if own.lost.any()]  # choices that are not certain
+    if left:
+        some = (window[left], radius[left], u[left], step[left])
+        for i, own in zip(left, _by_points(net, frame, *some, stage), strict=True):
+            rows[i] = own
+    return rows
+
+
+def _by_gradients(
+    net: CPAFunction,
+    frame: Frame,
+    window: np.ndarray,
+    radius: np.ndarray,
+    u: np.ndarray,
+    stage: int,
+) -> list[Rows]:
+    """The same, with slopes only where a value may change its sign in the window.
+
+    The bound on a value in a ball holds for the affine map, too: it follows the same choices.
+    """
+    (count, k), size = u.shape, net.stages[stage].size
+    z, bound = enclosed_values(net, frame, window, u, stage)
+    ball = (radius + np.abs(u)).max(axis=1) * (1 + 4 * U)
+    _, far = enclosed_values(net, frame, window, u, stage, ball)
+    zero = (z == 0) & (far == 0)
+    cell, entry = np.nonzero(~zero & ~(np.abs(z) > far))
+    slope, value, error = np.zeros((count, size, k)), z.copy(), far.copy()
+    gradient, steep = _gradients(net, frame, window[cell], u[cell], stage, entry)
+    with np.errstate(all="ignore"):
+        at, reach = u[cell], (radius + np.abs(u))[cell]
+        slope[cell, entry], first = gradient, z[cell, entry]
+        level = first - (gradient * at).sum(axis=1)
+        moved = np.abs(first) + (np.abs(gradient) * np.abs(at)).sum(axis=1)
+        extent = np.abs(level) + (np.abs(gradient) * radius[cell]).sum(axis=1)
+        off = bound[cell, entry] + (steep * reach).sum(axis=1)
+        off = off + slack_factor(net, k) * (moved + extent) + _SMALL
+        value[cell, entry], error[cell, entry] = level, off * (1 + 64 * (k + 1) * U)
+        lost = np.zeros(z.shape, bool)
+        lost[cell, entry] = ~np.isfinite(off) | (error[cell, entry] > extent)
+    return [Rows(*columns) for columns in zip(slope, value, error, zero, lost, strict=True)]
+
+
+def _gradients(
+    net: CPAFunction,
+    frame: Frame,
+    window: np.ndarray,
+    u: np.ndarray,
+    stage: int,
+    entry: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes (P, k) of switching values at the points u (P, k), by slice coordinate, and how far
+    each can be from the exact one."""
+    if not len(u):
+        return np.zeros(u.shape), np.zeros(u.shape)
+    points = _at(window, u)
+    with jax.enable_x64(True):
+        reverse = prepare_reverse(net)
+        run = compiled(_gradient, reverse.prepared.structure, static=(4,))
+        gradient, bound = in_steps(
+            lambda x, e, one: run(reverse, x, e, one, stage),
+            len(u),
+            lambda part: (*lift(frame, points.rows(part)), entry[part]),
+        )
+    if frame.basis is None:
+        return gradient, bound
+    basis = np.broadcast_to(frame.basis, (len(frame.base), *frame.basis.shape[-2:]))[window]
+    rounding = exact.gamma(gradient.shape[1] + 4, np.float64) * np.abs(gradient) + _SMALL
+    spread = np.einsum("pd,pdk->pk", bound + rounding, np.abs(basis)) * (1 + 8 * U)
+    return np.einsum("pd,pdk->pk", gradient, basis), spread * (1 + 2 * len(gradient[0]) * U)
+
+
+def _gradient(reverse: Any, x: Any, error: Any, entry: Any, stage: int):
+    def one(point, e, which):
+        return tuple(bounded_gradient(reverse, point, e, stage, which))
+
+    return jax.vmap(one)(x.reshape(-1, *reverse.prepared.net.input_shape), error, entry)
+
+
+def _at(window: np.ndarray, u: np.ndarray, error: Any = 0.0) -> Vertices:
+    none = np.full(len(u), CORNER)
+    error = np.broadcast_to(error, len(u))
+    return Vertices(u, error, window, none, none, none, none, none)
+
+
+def _by_points(
+    net: CPAFunction,
+    frame: Frame,
+    window: np.ndarray,
+    radius: np.ndarray,
+    u: np.ndarray,
+    step: np.ndarray,
+    stage: int,
+) -> list[Rows]:
+    """The same, from k + 1 values."""
     count, k = u.shape
     size = net.stages[stage].size
     at = np.repeat(u[:, None], k + 1, axis=1)

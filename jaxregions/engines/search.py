@@ -162,7 +162,8 @@ def settled_rows(search: Search, cell: Cell) -> Rows:
     rows = cell.rows
     assert rows is not None
     extent = np.abs(rows.value) + np.abs(rows.slope) @ search.radius[cell.window]
-    coarse = rows.lost | (~rows.zero & (rows.error > _COARSE * extent))
+    decided = np.abs(rows.value) - (extent - np.abs(rows.value)) > rows.error
+    coarse = rows.lost | (~rows.zero & ~decided & (rows.error > _COARSE * extent))
     if not coarse.any():
         return rows
     search.require_time()

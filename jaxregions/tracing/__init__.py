@@ -3,6 +3,7 @@
 from jaxregions.tracing.bounds import bounded_outputs, bounded_values, prepare
 from jaxregions.tracing.changes import changed_outputs, pieces_of
 from jaxregions.tracing.flatten import NotPiecewiseAffineError
+from jaxregions.tracing.gradients import bounded_gradient, prepare_reverse
 from jaxregions.tracing.levels import level_values, levels_of
 from jaxregions.tracing.network import CPAFunction, Stage, fixed_signs, trace
 from jaxregions.tracing.rational import exact_outputs, exact_values
@@ -15,6 +16,7 @@ __all__ = [
     "Group",
     "NotPiecewiseAffineError",
     "Stage",
+    "bounded_gradient",
     "bounded_outputs",
     "bounded_values",
     "changed_outputs",
@@ -28,6 +30,7 @@ __all__ = [
     "levels_of",
     "pieces_of",
     "prepare",
+    "prepare_reverse",
     "representation",
     "trace",
 ]

@@ -37,8 +37,10 @@ __all__ = [
     "at_point",
     "bounded_outputs",
     "bounded_values",
+    "evaluated",
     "needed",
     "prepare",
+    "rounding_of",
     "stored_exactly",
 ]
 
@@ -102,7 +104,7 @@ def bounded_values(
     """
     groups = prepared.net.stages[stage].groups
     slots = [s for g in groups for s in (g.left, g.right) if is_slot(s)]
-    env = _evaluated(prepared, x, error, slots, vanishing)
+    env = evaluated(prepared, x, error, slots, vanishing)
     parts = [_difference(env, g, r) for g, r in zip(groups, prepared.rights[stage], strict=True)]
     return Bounded(*(jnp.concatenate(column) for column in zip(*parts, strict=True)))
 
@@ -113,7 +115,7 @@ def bounded_outputs(prepared: Prepared, x: Any, error: Any) -> list[Bounded]:
     Arguments and errors as for ``bounded_values``.
     """
     outputs = prepared.net.program.outputs
-    env = _evaluated(prepared, x, error, [o for o in outputs if is_slot(o)])
+    env = evaluated(prepared, x, error, [o for o in outputs if is_slot(o)])
     pairs = []
     for output in outputs:
         t = env[output.index] if is_slot(output) else Tracked(output, np.zeros(np.shape(output)))
@@ -121,9 +123,10 @@ def bounded_outputs(prepared: Prepared, x: Any, error: Any) -> list[Bounded]:
     return pairs
 
 
-def _evaluated(
+def evaluated(
     prepared: Prepared, x: Any, error: Any, slots: list[Slot], vanishing: Any = None
 ) -> dict[int, Tracked]:
+    """The slots that lead to these, at x and its error."""
     program = prepared.net.program
     if jnp.shape(x) != prepared.net.input_shape or jnp.result_type(x) != jnp.float64:
         raise ValueError(
@@ -236,7 +239,7 @@ def prepare(net: CPAFunction) -> Prepared:
 def _prepared(net: CPAFunction) -> Prepared:
     steps = net.program.steps
     constants = tuple(_constants(step) for step in steps)
-    extras = tuple(_extra(step) for step in steps)
+    extras = tuple(rounding_of(step) for step in steps)
     rights = tuple(tuple(_right(g) for g in stage.groups) for stage in net.stages)
     prepared = Prepared(constants, extras, rights, Structure(net))
     for i, step in enumerate(steps):
@@ -288,7 +291,8 @@ def _params(step: Step) -> dict[str, Any]:
     return {} if step.eqn is None else step.eqn.params
 
 
-def _extra(step: Step) -> Any:
+def rounding_of(step: Step) -> Any:
+    """What the error rule of a step needs beside its operands."""
     if step.name in BILINEAR:
         return linear_norms(step)
     if step.name.startswith("scatter"):

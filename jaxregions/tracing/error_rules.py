@@ -19,7 +19,18 @@ import numpy as np
 from jaxregions.exact import gamma, unit_roundoff
 from jaxregions.tracing.flatten import bind, is_float, is_identity
 
-__all__ = ["FLOOR", "MOVES", "TINY", "LinearNorms", "Tracked", "U", "minus", "norm2", "tracked"]
+__all__ = [
+    "FLOOR",
+    "MOVES",
+    "TINY",
+    "LinearNorms",
+    "Tracked",
+    "U",
+    "added",
+    "minus",
+    "norm2",
+    "tracked",
+]
 
 U = unit_roundoff(np.float64)
 # Above every absolute error of underflow, multiples of 2^-1022, and its square is a normal number:
@@ -237,6 +248,11 @@ def _scatter(eqn: Any, parts: list[Tracked], relative: Any) -> list[Tracked]:
 def minus(a: Tracked, b: Tracked) -> Tracked:
     """a - b."""
     return _sum(a, b, _float(a.value) - _float(b.value))
+
+
+def added(a: Tracked, b: Tracked) -> Tracked:
+    """a + b."""
+    return _sum(a, b, _float(a.value) + _float(b.value))
 
 
 def _sum(a: Tracked, b: Tracked, out: Any) -> Tracked:
