@@ -88,6 +88,22 @@ def test_a_choice_in_doubt_has_no_bound():
     assert np.isinf(bound).all()
 
 
+def test_a_tie_at_the_point_alone_has_no_bound():
+    """Both selects choose 0 at 0, and yet their difference is x there."""
+
+    weights = np.array([[1.0, 2.0], [3.0, 1.0]])
+
+    def f(x):
+        y = weights.astype(x.dtype) @ x
+        y = jnp.where(y > 0, y, 0.0) - jnp.where(y < 0, -y, 0.0)
+        return jax.nn.relu(weights.astype(x.dtype) @ y)
+
+    net = jr.trace(f, np.zeros(2))
+    assert [s.size for s in net.stages] == [2]
+    value, bound = gradients(net, np.zeros(2), 0)
+    assert (np.abs(value - weights @ weights) <= bound).all()
+
+
 def test_rows_by_gradients_enclose_the_exact_ones():
     net, window = traced(recipe((5, 8, 6), 2)), jr.Window(np.zeros((1, 5)), 0.05)
     frame, radius = frame_of(window), np.full((1, 5), 0.05)

@@ -24,7 +24,7 @@ from jaxregions.tracing.bounds import (
     prepare,
     rounding_of,
 )
-from jaxregions.tracing.error_rules import MOVES, Tracked, added, tracked
+from jaxregions.tracing.error_rules import MOVES, TINY, Tracked, added, tracked
 from jaxregions.tracing.flatten import JaxprEqn, bind, is_float, is_identity
 from jaxregions.tracing.network import CPAFunction
 from jaxregions.tracing.walk import Slot, Step, is_slot
@@ -64,9 +64,8 @@ def bounded_gradient(reverse: Reversible, x: Any, error: Any, stage: int, entry:
 
         |values_j - dv/dx'_j| <= bound_j    for every x' with |x'_j - x_j| <= error
 
-    on whose cell of the earlier stages v is affine; inf where a choice is not certain. A value that
-    vanishes on the whole cell leaves its choice without effect. To be used under jit and vmap with
-    x64 enabled.
+    on whose cell of the earlier stages v is affine; inf where a choice is not certain. Between equal
+    constants it has no effect. To be used under jit and vmap with x64 enabled.
 
     Args:
       reverse: of ``prepare_reverse``.
@@ -78,7 +77,8 @@ def bounded_gradient(reverse: Reversible, x: Any, error: Any, stage: int, entry:
     prepared = reverse.prepared
     program, groups = prepared.net.program, prepared.net.stages[stage].groups
     slots = [s for g in groups for s in (g.left, g.right) if is_slot(s)]
-    env = evaluated(prepared, x, error, slots)
+    # In a ball, so that what ties without doubt ties around the point and not at it alone.
+    env = evaluated(prepared, x, jnp.maximum(error, TINY), slots)
     back = _seeds(groups, slots, entry)
     sure = jnp.asarray(True)
     for i in reversed(needed(program.steps, slots, {program.input.index})):
