@@ -104,6 +104,15 @@ def test_a_tie_at_the_point_alone_has_no_bound():
     assert (np.abs(value - weights @ weights) <= bound).all()
 
 
+def test_a_predicate_is_constant_on_a_cell():
+    def f(x):
+        return jax.nn.relu(x[0] + x[1] * (x[1] > 0).astype(x.dtype) - 0.5)[None]
+
+    net, x = jr.trace(f, np.zeros(2)), np.array([0.1, 0.2])
+    value, bound = gradients(net, x, len(net.stages) - 1)
+    assert (np.abs(value - np.ones((1, 2))) <= bound).all()
+
+
 def test_rows_by_gradients_enclose_the_exact_ones():
     net, window = traced(recipe((5, 8, 6), 2)), jr.Window(np.zeros((1, 5)), 0.05)
     frame, radius = frame_of(window), np.full((1, 5), 0.05)

@@ -64,8 +64,8 @@ def bounded_gradient(reverse: Reversible, x: Any, error: Any, stage: int, entry:
 
         |values_j - dv/dx'_j| <= bound_j    for every x' with |x'_j - x_j| <= error
 
-    on whose cell of the earlier stages v is affine; inf where a choice is not certain. Between equal
-    constants it has no effect. To be used under jit and vmap with x64 enabled.
+    on whose cell of the earlier stages v is affine; inf where a choice is not certain, unless it is
+    between equal constants. To be used under jit and vmap with x64 enabled.
 
     Args:
       reverse: of ``prepare_reverse``.
@@ -89,6 +89,11 @@ def bounded_gradient(reverse: Reversible, x: Any, error: Any, stage: int, entry:
         parts = [env[o.index] if is_slot(o) else c for o, c in zip(step.inputs, known, strict=True)]
         if step.name in _PASSING or (step.eqn is not None and is_identity(step.eqn)):
             _give(back, step.inputs[0], handed[0])
+            continue
+        if not _among(step):  # constant on the cell
+            continue
+        if not all(is_float(o) for o in _outputs(step, parts)):
+            sure = jnp.asarray(False)
             continue
         certain, chosen = _choice(step.name, parts)
         sure &= certain

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxregions.tracing import CPAFunction
-from jaxregions.verification.values import Cell, Refutation, Values
+from jaxregions.verification.values import Cell, Refutation, Values, spanning
 
 __all__ = ["Failure", "Forest", "require"]
 
@@ -181,12 +181,12 @@ class Forest:
             if stage == len(self.sizes):
                 continue
             require(np.isfinite(step).all(), "step: not finite")
-            for axis in range(u.shape[1]):
-                at = u.copy()
-                at[:, axis] += step[:, axis]
-                require((np.abs(at) <= radius).all(), "a step out of a window")
-                require((at[:, axis] != u[:, axis]).all(), "a step that floats do not see")
-                self._check(some, at, closed=True)
+            for axes, at in spanning(some):
+                require((np.abs(at) <= radius[:, None]).all(), "a step out of a window")
+                moved = at[:, np.arange(len(axes)), axes] != u[:, axes]
+                require(moved.all(), "a step that floats do not see")
+                each = [cell for cell in some for _ in axes]
+                self._check(each, at.reshape(-1, u.shape[1]), closed=True)
 
     def _check(self, cells: list[Cell], u: np.ndarray, *, closed: bool) -> None:
         """Cells of one stage, at points u (n, k): the signs that they are said to have."""

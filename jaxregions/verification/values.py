@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +12,10 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.tracing import CPAFunction, bounded_values, compiled, exact_values, prepare
 
-__all__ = ["Cell", "Refutation", "Values"]
+__all__ = ["Cell", "Refutation", "Values", "spanning"]
 
 _POINTS = 256  # evaluated together
+_NUMBERS = 1 << 21  # in points held at once
 _TINY = np.finfo(np.float64).tiny
 
 
@@ -57,6 +58,18 @@ class Refutation(NamedTuple):
     weight: list[Any]
     whole: bool
     claim: str
+
+
+def spanning(cells: list[Cell]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The points that span some cells, a few axes (b,) at a time: (n, b, k)."""
+    u, step = (np.stack([getattr(cell, n) for cell in cells]) for n in ("witness", "step"))
+    k = u.shape[1]
+    together = max(1, _NUMBERS // (len(cells) * k))
+    for low in range(0, k, together):
+        axes = np.arange(low, min(k, low + together))
+        at = np.repeat(u[:, None], len(axes), axis=1)
+        at[:, np.arange(len(axes)), axes] += step[:, axes]
+        yield axes, at
 
 
 class Values:
@@ -112,14 +125,17 @@ class Values:
             first, loose = self.evaluated(some, u, stage)
             slope, off = np.zeros((2, *first.shape, u.shape[1]))
             zero = (first == 0) & (loose == 0)
-            for axis in range(u.shape[1]):
-                at = np.stack([cell.at(axis) for cell in some])
-                values, bound = self.evaluated(some, at, stage)
-                length = (at[:, axis] - u[:, axis])[:, None]
-                slope[..., axis] = (values - first) / length
-                rounding = exact.gamma(4, np.float64) * (np.abs(values) + np.abs(first))
-                off[..., axis] = (bound + loose + rounding) / np.abs(length) + _TINY
-                zero &= (values == 0) & (bound == 0)
+            base, slack = first[:, :, None], loose[:, :, None]
+            for axes, at in spanning(some):
+                each = [cell for cell in some for _ in axes]
+                pair = self.evaluated(each, at.reshape(-1, u.shape[1]), stage)
+                shape = len(some), len(axes), first.shape[1]
+                values, bound = (np.swapaxes(v.reshape(shape), 1, 2) for v in pair)
+                length = (at[:, np.arange(len(axes)), axes] - u[:, axes])[:, None]
+                slope[..., axes] = (values - base) / length
+                rounding = exact.gamma(4, np.float64) * (np.abs(values) + np.abs(base))
+                off[..., axes] = (bound + slack + rounding) / np.abs(length) + _TINY
+                zero &= ((values == 0) & (bound == 0)).all(axis=2)
             value = first - (slope * u[:, None]).sum(axis=-1)
             reach = (radius + np.abs(u))[:, None]
             extent = np.abs(first) + ((np.abs(slope) + off) * reach).sum(axis=-1)
