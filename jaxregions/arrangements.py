@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxregions import _criterion, exact
 from jaxregions._criterion import Problem
-from jaxregions._lines import LINES, Rows
+from jaxregions._lines import WINDOWS, Rows, count_crossings, lines_of
 from jaxregions._records import is_traced
 from jaxregions.exact import Ball
 from jaxregions.hyperplanes import Hyperplanes, _check_pair
@@ -27,7 +26,7 @@ from jaxregions.windows import Window
 
 __all__ = ["ArrangementCounts", "count_arrangement"]
 
-_PAIRS = 1 << 18  # line-hyperplane pairs of one jitted step
+_LINES = 1 << 21  # of some windows at a time
 
 
 class ArrangementCounts(NamedTuple):
@@ -78,16 +77,13 @@ def count_arrangement(planes: Hyperplanes, windows: Window) -> ArrangementCounts
     sign, _ = _criterion.relation(task)
     hit = (sign > 0).reshape(len(sign), -1)
     hits = hit.sum(1)
-    # Few distinct shapes, so few compilations: padded sizes are powers of two from 16 up.
-    sizes = np.where(hits > 0, _power_of_two(np.maximum(hits, 16)), 0)
-    for size in np.unique(sizes[sizes > 0]):
-        rows = np.flatnonzero(sizes == size)
-        most = max(1, _PAIRS // size ** min(task.radius.shape[1], 2))
-        chunk = most if len(rows) > 16 else min(most, 16 if len(rows) > 1 else 1)
-        for start in range(0, len(rows), chunk):
-            part = rows[start : start + chunk]
-            counted = _count_chunk(task, part, hit[part], int(size), int(chunk))
-            regions[part], distinct[part], rechecked[part] = counted
+    # Windows of similar many hits at a time, as all have rows for the most.
+    order = np.argsort(hits, kind="stable")
+    order = order[hits[order] > 0]
+    while len(order):
+        most = max(1, min(WINDOWS, _LINES // int(hits[order[-1]]) ** (task.radius.shape[1] - 1)))
+        part, order = order[-most:], order[:-most]
+        regions[part], distinct[part], rechecked[part] = _count_chunk(task, part, hit[part])
     shape = windows.batch_shape
     return ArrangementCounts(
         regions.reshape(shape),
@@ -127,37 +123,26 @@ def region_bracket(hits: Any, dimension: int) -> tuple[np.ndarray, np.ndarray]:
     return 1 + hits, np.vectorize(table.__getitem__, otypes=[float])(hits)
 
 
-def _power_of_two(n: Any) -> Any:
-    """The smallest power of two >= n, for n >= 1."""
-    return 1 << np.ceil(np.log2(n)).astype(np.int64)
-
-
-def _count_chunk(task: Problem, part: np.ndarray, hit: np.ndarray, size: int, chunk: int):
+def _count_chunk(task: Problem, part: np.ndarray, hit: np.ndarray):
     """regions, distinct hyperplanes and rational lines of a few windows with similar many hits."""
-    rows = _gather(task, part, hit, size)
+    rows = _gather(task, part, hit, int(hit.sum(1).max()))
     active = rows.index >= 0
     _drop_duplicates(task, part, rows, active)
     k = task.radius.shape[1]
-    with jax.enable_x64(True):
-        padded = jax.tree.map(lambda a: _pad_rows(a, chunk), (rows, active))
-        crossings, meets, settled = LINES[k](padded[0]._replace(index=None), padded[1])
-    crossings, meets, settled = (np.array(a)[: len(part)] for a in (crossings, meets, settled))
-    open_lines = np.argwhere(~settled)
+    lines = lines_of(rows.unit, active, k)
+    crossings, meets, settled = count_crossings(rows, active, lines)
     cache: dict[int, _Exact] = {}
-    for w, *line in open_lines:
+    for at in np.flatnonzero(~settled):
+        w, *places = lines[at]
         if w not in cache:
             cache.clear()
             cache[w] = _Exact(task, part[w], rows.index[w], active[w])
-        counted = cache[w].line(*line)
-        meets[(w, *line)], crossings[(w, *line)] = counted is not None, counted or 0
-    distinct = active.sum(1)
-    lines = np.where(meets, 1 + crossings, 0).reshape(len(part), -1).sum(1)
-    regions = 1 + lines + (distinct if k == 3 else 0) - (1 if k == 1 else 0)
-    return regions, distinct, np.bincount(open_lines[:, 0], minlength=len(part))
-
-
-def _pad_rows(array: np.ndarray, chunk: int) -> np.ndarray:
-    return np.pad(array, ((0, chunk - len(array)),) + ((0, 0),) * (array.ndim - 1))
+        counted = cache[w].line(*places)
+        meets[at], crossings[at] = counted is not None, counted or 0
+    distinct, total = active.sum(1), np.zeros(len(part), np.int64)
+    np.add.at(total, lines[:, 0], np.where(meets, 1 + crossings, 0))
+    regions = 1 + total + (distinct if k == 3 else 0) - (1 if k == 1 else 0)
+    return regions, distinct, np.bincount(lines[~settled, 0], minlength=len(part))
 
 
 def _gather(task: Problem, part: np.ndarray, hit: np.ndarray, size: int) -> Rows:
