@@ -332,7 +332,22 @@ def test_tampered_certificates_are_refused(example, kind):
     assert answer
 
 
-@pytest.mark.parametrize("edit", ["0 0 0", "-1 2 3", "1", "1 1 1 1 1 1 1 1 1", "x"])
+WHOLE = [
+    "0 0 0",
+    "-1 2 3",
+    "1",
+    "1 1 1 1 1 1 1 1 1",
+    "x",
+    "",
+    "\u00b2",
+    "\u0663 1",
+    "1_0",
+    "0x1",
+    "A",
+]
+
+
+@pytest.mark.parametrize("edit", WHOLE)
 def test_tampered_whole_multipliers_are_refused(concurrent, edit):
     net, windows, counts = concurrent
     c = counts.certificate
@@ -340,10 +355,35 @@ def test_tampered_whole_multipliers_are_refused(concurrent, edit):
     assert isinstance(verify(net, windows, c._replace(exact_weight=weights)), str)
 
 
+@pytest.mark.parametrize("name", certificates.Certificate._fields)
+def test_columns_of_another_kind_are_refused(concurrent, name):
+    net, windows, counts = concurrent
+    column = getattr(counts.certificate, name)
+    for other in (column[:-1], column[0], column[None], column.astype(object), column.tolist()):
+        edited = counts.certificate._replace(**{name: other})
+        assert isinstance(verify(net, windows, edited), str)
+    kind = column.dtype.kind
+    for dtype in {"i": "fcU", "f": "iceU", "U": "ib"}[kind]:
+        edited = counts.certificate._replace(**{name: np.zeros(column.shape, dtype)})
+        assert verify(net, windows, edited).startswith(f"{name}: not an array")
+
+
+def test_arguments_of_another_kind_are_named(example):
+    net, windows, counts = example
+    with pytest.raises(ValueError, match=r"net: expected the result of jr\.trace, received func"):
+        verify(lambda x: x, windows, counts.certificate)
+    with pytest.raises(ValueError, match=r"window: expected a jr\.Window, received ndarray"):
+        verify(net, windows.center, counts.certificate)
+    with pytest.raises(ValueError, match=r"certificate: expected .*certificate=.*NoneType"):
+        verify(net, windows, None)
+    with pytest.raises(ValueError, match=r"window: expected input dimension 3, .* received 2"):
+        verify(net, jr.Window(np.zeros((3, 2)), 1.0), counts.certificate)
+
+
 def test_a_perturbed_multiplier_of_a_tie_is_refused(concurrent):
     net, windows, counts = concurrent
     c = counts.certificate
-    weights = [" ".join([str(int(w.split()[0]) + 1), *w.split()[1:]]) for w in c.exact_weight]
+    weights = [" ".join([f"{int(w.split()[0], 16) + 1:x}", *w.split()[1:]]) for w in c.exact_weight]
     assert isinstance(verify(net, windows, c._replace(exact_weight=np.array(weights))), str)
 
 

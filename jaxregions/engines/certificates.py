@@ -58,7 +58,7 @@ class Certificate(NamedTuple):
     clause_stage, clause_entry, clause_sign: (L,) signs that cannot hold together in the window.
     weight: (L,) their Farkas multipliers.
     exact_proof, exact_weight: (E,), (E,) proofs whose multipliers are no floats, and these as
-      decimal integers separated by spaces.
+      hexadecimal integers separated by spaces.
     """
 
     window: np.ndarray
@@ -215,7 +215,7 @@ class Recorder:
         if key in self.known:
             return self.known[key]
         self.known[key] = self.clause_count
-        self.exact.append((self.clause_count, " ".join(map(str, weight))))
+        self.exact.append((self.clause_count, " ".join(f"{int(w):x}" for w in weight)))
         rows = np.array(names, np.int64)
         return int(self.add_clauses(np.array([len(rows)]), rows, np.full(len(rows), np.nan))[0])
 

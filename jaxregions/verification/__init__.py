@@ -24,6 +24,7 @@ children: by 1 their signs differ, by 3 each is there.
 from __future__ import annotations
 
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ import numpy as np
 
 from jaxregions.tracing import CPAFunction
 from jaxregions.verification.forest import Failure, Forest, require
+from jaxregions.windows import Window
 
 __all__ = ["Proven", "proven_regions", "verify"]
 
@@ -59,7 +61,7 @@ def verify(net: CPAFunction, window: Any, certificate: Any) -> bool | str:
 
     The numbers are those of ``proven_regions``.
 
-    Args: as there.
+    Args, Raises: as there.
 
     Returns:
       True, or a description of the first thing that fails. A certificate of a count that was
@@ -88,8 +90,14 @@ def proven_regions(net: CPAFunction, window: Any, certificate: Any) -> Proven:
       certificate: of ``count_regions`` or ``load_certificate``, or the path of its file, which is
         read piece by piece.
 
+    Raises:
+      ValueError: a function that was not traced, no window or of another input dimension, no
+        certificate.
+      OSError: a file that cannot be read.
+
     Source: MATHEMATICS.md, exact partitions.
     """
+    _require_arguments(net, window, certificate)
     forest = Forest(net, window)
     try:
         for piece in _pieces(certificate):
@@ -98,6 +106,23 @@ def proven_regions(net: CPAFunction, window: Any, certificate: Any) -> Proven:
         none = np.zeros(len(forest.open), np.int64)
         return Proven(none, none.astype(bool), str(failure))
     return Proven(np.array(forest.regions), np.array(forest.open) == 0, None)
+
+
+def _require_arguments(net: Any, window: Any, certificate: Any) -> None:
+    stored = isinstance(certificate, str | Path) or hasattr(certificate, "exact_weight")
+    for name, value, expected, holds in (
+        ("net", net, "the result of jr.trace", isinstance(net, CPAFunction)),
+        ("window", window, "a jr.Window", isinstance(window, Window)),
+        ("certificate", certificate, "that of count_regions(certificate=) or its path", stored),
+    ):
+        if not holds:
+            raise ValueError(f"{name}: expected {expected}, received {type(value).__name__}")
+    d = math.prod(net.input_shape)
+    if window.input_dimension != d:
+        raise ValueError(
+            f"window: expected input dimension {d}, of inputs {net.input_shape}, "
+            f"received {window.input_dimension}"
+        )
 
 
 def _pieces(certificate: Any) -> Iterator[Any]:

@@ -16,6 +16,16 @@ _SPLIT, _ABOVE, _BELOW, _ZERO, _LEAF = range(5)  # steps of a tree
 _UNKNOWN = 2  # a sign that the tree has not settled yet
 _RUN = 1 << 12  # steps that are checked together, at most
 _NUMBERS = 1 << 18  # about so many numbers each in their rows
+_COLUMNS: tuple[tuple[str, type], ...] = (  # of a certificate, and what they hold
+    ("window parent stage", np.signedinteger),
+    ("witness step", np.float64),
+    ("kind entry proof before branch", np.signedinteger),
+    ("clause", np.signedinteger),
+    ("clause_stage clause_entry clause_sign", np.signedinteger),
+    ("weight", np.float64),
+    ("exact_proof", np.signedinteger),
+    ("exact_weight", np.str_),
+)
 
 
 class Failure(Exception):
@@ -25,6 +35,13 @@ class Failure(Exception):
 def require(holds: Any, message: str) -> None:
     if not holds:
         raise Failure(message)
+
+
+def _whole(text: str) -> list[int]:
+    """Whole numbers >= 0 in hexadecimal digits, with spaces between."""
+    words = text.split()
+    require(words and set("".join(words)) <= set("0123456789abcdef"), "exact_weight: not numbers")
+    return [int(word, 16) for word in words]
 
 
 class Forest:
@@ -67,15 +84,19 @@ class Forest:
 
     def _shapes(self, c: Any) -> dict[int, list[int]]:
         """Arrays that fit together; the whole multipliers of proofs that have such."""
-        cells, steps, k = len(c.window), len(c.kind), self.radius.shape[1]
-        for names, shape in (
-            ("window parent stage", (cells,)),
-            ("witness step", (cells, k)),
-            ("kind entry proof before branch", (steps,)),
-            ("clause_stage clause_entry clause_sign weight", (len(c.weight),)),
-        ):
+        columns = (
+            getattr(c, n, None) for n in ("window", "kind", "weight", "clause", "exact_proof")
+        )
+        cells, steps, literals, clauses, proofs = (np.size(v) for v in columns)
+        cell, step, literal, exactly = (cells,), (steps,), (literals,), (proofs,)
+        k = self.radius.shape[1]
+        shapes = (cell, (cells, k), step, (clauses,), literal, literal, exactly, exactly)
+        for (names, kind), shape in zip(_COLUMNS, shapes, strict=True):
             for name in names.split():
-                require(getattr(c, name).shape == shape, f"{name}: not of shape {shape}")
+                column = getattr(c, name, None)
+                fits = isinstance(column, np.ndarray) and np.issubdtype(column.dtype, kind)
+                require(fits, f"{name}: not an array of {kind.__name__}")
+                require(column.shape == shape, f"{name}: not of shape {shape}")
         ordered = len(c.clause) > 0 and (np.diff(c.clause) >= 0).all()
         require(ordered and c.clause[0] == 0 and c.clause[-1] == len(c.weight), "clause: disorder")
         require(((c.clause_stage >= 0) & (c.clause_stage < len(self.sizes))).all(), "no stage")
@@ -83,9 +104,7 @@ class Forest:
         require((c.clause_entry >= 0).all(), "clause_entry: out of range")
         require((c.clause_entry < sizes[c.clause_stage]).all(), "clause_entry: out of range")
         require(np.isin(c.clause_sign, (-1, 1)).all(), "clause_sign: not a sign")
-        for text in c.exact_weight.tolist():
-            require(text.replace(" ", "").isdigit(), "exact_weight: not whole numbers >= 0")
-        whole = [[int(w) for w in text.split()] for text in c.exact_weight.tolist()]
+        whole = [_whole(text) for text in c.exact_weight.tolist()]
         return dict(zip(c.exact_proof.tolist(), whole, strict=True))
 
     def _new(self, c: Any, i: int, above: tuple, signs: np.ndarray, reached: np.ndarray) -> Cell:
