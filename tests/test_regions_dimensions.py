@@ -68,6 +68,14 @@ def test_maxima_count_their_maximisers():
     assert counts.certified
 
 
+@pytest.mark.parametrize("stopped", [{"max_regions": 1}, {"max_seconds": 1e-9}])
+def test_maxima_that_were_not_finished_have_one_region_proven(stopped):
+    windows = jr.Window(np.zeros((2, 3)), 1.0)
+    counts = jr.count_regions(jnp.max, windows, **stopped)
+    assert counts.activation_regions.tolist() == [1, 1]
+    assert (counts.status != jr.Status.COMPLETE).all()
+
+
 def test_a_certificate_is_checked_from_scratch(tmp_path):
     net = jr.trace(network(recipe((3, 5, 4), 0)), np.zeros(3))
     window = jr.Window(np.zeros(3), 1.0)

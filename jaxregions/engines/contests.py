@@ -27,6 +27,8 @@ def merged_regions(
       windows: one leading axis.
       window, witness: (C,), (C, k) a point, in slice coordinates, of every cell of equal signs.
     """
+    if not len(window):  # nothing was finished
+        return np.zeros(len(windows.center), np.int64)
     none = np.full(len(window), CORNER)
     points = Vertices(witness, np.zeros(len(window)), window, none, none, none, none, none)
     signs = patterns(Ledger(net, windows, points), len(net.stages))
