@@ -231,6 +231,15 @@ def test_a_maximum_that_one_candidate_always_wins_is_one_region():
     assert (counts.activation_regions, counts.affine_regions) == (1, 1)
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_maxima_that_no_window_divides(k):
+    window = jr.Window(np.array([3.0, 0.0, -3.0]), 1.0, np.eye(3)[:, :k])
+    counts = jr.count_regions(jnp.max, window, affine=True)
+    assert (counts.activation_regions, counts.affine_regions) == (1, 1)
+    assert not counts.hits.any()
+    assert jr.partition(jnp.max, window).activation_regions == 1
+
+
 def test_candidates_that_all_die_tie_in_one_region():
     """max over relu(x), relu(y), relu(x + y - 1): where all die there is one piece."""
     rows = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])

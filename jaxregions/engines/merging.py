@@ -89,7 +89,7 @@ def contest_changes(
     for rounds in contests.values():
         members = maximisers(rounds)
         real = (members[cells.left] != members[cells.right]).any(axis=1)
-        changed |= real.reshape(len(changed), -1).any(axis=1)
+        changed |= real.any(axis=tuple(range(1, real.ndim)))
         for level, _, play, units in rounds:
             differ = (play[cells.left] != play[cells.right]) & real[:, None]
             at = np.nonzero(differ)
