@@ -203,7 +203,7 @@ def _stage_by_stage(
     shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, size)
     counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
     cells = cells._replace(facet=number[cells.facet])
-    made = signs, *_maps(inner, family, status)
+    made = signs, *_maps(inner, family[: len(tables) + 1], status)
     return _assembled(net, window, cells, shape, made, labels, status, None, True, counted)
 
 
