@@ -72,7 +72,7 @@ def bounded_gradient(reverse: Reversible, x: Any, error: Any, stage: int, entry:
       x, error, stage: as for ``bounded_values``.
       entry: () which switching value of the stage.
 
-    Source: README, "The mathematics", exact partitions.
+    Source: MATHEMATICS.md, exact partitions.
     """
     prepared = reverse.prepared
     program, groups = prepared.net.program, prepared.net.stages[stage].groups

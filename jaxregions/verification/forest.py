@@ -93,7 +93,7 @@ class Forest:
         shapes = (cell, (cells, k), step, (clauses,), literal, literal, exactly, exactly)
         for (names, kind), shape in zip(_COLUMNS, shapes, strict=True):
             for name in names.split():
-                column = getattr(c, name, None)
+                column: Any = getattr(c, name, None)
                 fits = isinstance(column, np.ndarray) and np.issubdtype(column.dtype, kind)
                 require(fits, f"{name}: not an array of {kind.__name__}")
                 require(column.shape == shape, f"{name}: not of shape {shape}")
