@@ -243,28 +243,36 @@ def estimate_row(sizes, seed, radius, seconds: float = 60.0) -> dict[str, Any]:
     return {"net": name, "radius": radius, **bounds, **shown, "seconds": took}
 
 
+KINDS = {  # of a point in the figure
+    "certified count": {"marker": "o", "markersize": 4},
+    "proven lower bound": {"marker": "^", "markerfacecolor": "white", "linestyle": "none"},
+    "estimate, 95% interval": {"marker": "s", "markerfacecolor": "white", "linestyle": ":"},
+}
+
+
 def plot(counted: list[dict[str, Any]], estimated: list[dict[str, Any]], path: str) -> None:
     """Regions against the radius: certified counts, proven lower bounds, intervals."""
     figure, ax = pyplot.subplots(figsize=(6.4, 4.6), layout="constrained")
+    count, bound, estimate = KINDS.values()
     names = list(dict.fromkeys(one["net"] for one in counted))
-    for name, color in zip(names, (BLUE, ORANGE, GREEN), strict=True):
+    for name, color in zip(names, (BLUE, ORANGE, GREEN), strict=False):
         whole = [one for one in counted if one["net"] == name and one["complete"]]
-        x, y = ([one[c] for one in whole] for c in ("radius", "at least"))
-        ax.plot(x, y, "o-", color=color, markersize=4, label=f"{name}: certified count")
-        rest = [one for one in estimated if one["net"] == name and one["radius"] > max(x)]
-        x = [one["radius"] for one in rest]
-        bound, mean, low, high = (
-            np.array([one[c] for one in rest]) for c in ("proven", "mean", "low", "high")
+        radius, regions = ([one[c] for one in whole] for c in ("radius", "at least"))
+        ax.plot(radius, regions, color=color, **count)
+        rest = [one for one in estimated if one["net"] == name and one["radius"] > max(radius)]
+        radius, proven, mean, low, high = (
+            np.array([one[c] for one in rest]) for c in ("radius", "proven", "mean", "low", "high")
         )
-        marks = {"color": color, "markerfacecolor": "white"}
-        ax.plot(x, bound, "^", **marks, label=f"{name}: proven lower bound")
-        label = f"{name}: estimate, 95% interval"
-        ends = [mean - low, high - mean]
-        ax.errorbar(x, mean, np.maximum(ends, 0), fmt="s", capsize=4, **marks, label=label)
+        ax.plot(radius, proven, color=color, **bound)
+        ends = np.maximum([mean - low, high - mean], 0)
+        ax.errorbar(radius, mean, ends, color=color, capsize=5, linewidth=1, **estimate)
+        ax.plot([], [], color=color, linewidth=3, label=f"{name}, k = {name.partition('-')[0]}")
+    for label, style in KINDS.items():
+        ax.plot([], [], color="black", label=label, **style)
     ax.set(xscale="log", yscale="log", xlabel="radius r", ylabel="regions in $[-r, r]^k$")
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(frameon=False)
     ax.grid(alpha=0.25, linewidth=0.5)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def digits_rows(max_regions: int = 10_000, seconds: float = 120.0) -> list[dict[str, Any]]:

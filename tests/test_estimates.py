@@ -140,6 +140,12 @@ def test_an_interval_begins_at_what_is_proven():
     assert interval(np.array([1.0, 2.0]), proven=1e9).high == 1e9
 
 
+def test_a_spread_beyond_all_floats_ends_at_infinity():
+    found = interval(np.array([1.0, 1e300]))
+    assert (found.mean, found.high) == (5e299, np.inf)
+    assert found.low < found.mean
+
+
 # Sign trees --------------------------------------------------------------------------------------
 
 
