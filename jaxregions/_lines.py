@@ -16,11 +16,11 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.exact import Ball
 
-__all__ = ["PAIRS", "WINDOWS", "Rows", "count_crossings", "lines_of"]
+__all__ = ["WINDOWS", "Rows", "count_crossings", "lines_of"]
 
 
-WINDOWS = 64  # of one step
-PAIRS = 1 << 16  # line-hyperplane pairs of one step
+WINDOWS = 64  # at a time
+STEP = 512  # lines at a time
 
 
 class Plane(NamedTuple):
@@ -44,18 +44,28 @@ class Rows(NamedTuple):
     inside: np.ndarray  # (W,): the common point lies in the open window
 
 
-def _line_count(origin: Ball, direction: Ball, rows: Rows, earlier, on_common, known):
+class Line(NamedTuple):
+    """Lines origin + t direction, inside the window for low < t < high; of (L,) lines.
+
+    Coordinates and slopes of windows with k < 3 are filled up with zeros, so that the same compiled
+    code counts the crossings for every k.
+    """
+
+    origin: Ball  # (L, 3)
+    direction: Ball  # (L, 3)
+    low: Ball
+    high: Ball
+    known: Any  # to meet the window
+    on_common: Any  # all its hyperplanes are known to pass through the common point
+
+
+def _crossings(line: Line, rows: Rows, earlier):
     """Crossings of one line with earlier hyperplanes inside the window.
 
     Returns (distinct crossings, whether the line meets the open window, whether all is proven).
-    ``known``: the line is known to meet the window.
     """
-    slope, value = rows.slope, rows.value
-    edge = Ball.exact(jnp.ones(()))
-    centre = -(origin / direction)
-    half = edge / Ball(abs(direction.mid), direction.rad)
-    low, high = exact.ball_max(centre - half, 0), exact.ball_min(centre + half, 0)
-    rate, level = _dot(slope, direction), value + _dot(slope, origin)
+    origin, direction, low, high, known, on_common = line
+    rate, level = _dot(rows.slope, direction), rows.value + _dot(rows.slope, origin)
     crossing = -(level / rate)
     pinned = earlier & rows.concurrent & on_common
     regular = earlier & ~pinned
@@ -69,8 +79,8 @@ def _line_count(origin: Ball, direction: Ball, rows: Rows, earlier, on_common, k
     mid, rad = jax.lax.sort((mid, rad), num_keys=1)
     apart = exact.certainly_less(Ball(mid[:-1], rad[:-1]), Ball(mid[1:], rad[1:]))
     apart = apart | jnp.isposinf(mid[1:])
-    misses = jnp.logical_and(exact.certainly_less(high, low), not known)
-    meets = jnp.logical_or(exact.certainly_less(low, high), known)
+    misses = exact.certainly_less(high, low) & ~known
+    meets = exact.certainly_less(low, high) | known
     decided = jnp.all(~earlier | rate.nonzero()) & jnp.all(~regular | within | outside)
     settled = misses | (meets & decided & jnp.all(apart))
     return jnp.sum(keep), meets & ~misses, settled
@@ -99,20 +109,38 @@ def _scaled(factor: Ball, vector: Ball) -> Ball:
 
 
 @jax.jit
-def _step(rows: Rows, active, window, before, own: tuple[Plane, ...]):
-    """Crossings of lines (L,) with the first ``before`` hyperplanes of their windows."""
+@jax.vmap
+def _placed(_: Any, own: tuple[Plane, ...]) -> Line:
+    """The line that some hyperplanes share, fewer by one than the window has dimensions."""
+    origin, direction = _MEETING[len(own)](*own)
+    centre = -(origin / direction)
+    half = Ball.exact(jnp.ones(())) / Ball(abs(direction.mid), direction.rad)
+    low, high = exact.ball_max(centre - half, 0), exact.ball_min(centre + half, 0)
+    origin, direction = jax.tree.map(_filled, (origin, direction))
+    known = len(own) < 2  # the window itself, or a hyperplane that refines it
+    on_common = jnp.all(jnp.array([plane.concurrent for plane in own], bool))
+    return Line(origin, direction, low, high, jnp.asarray(known), on_common)
 
-    def line(window, before, own):
+
+@jax.jit
+def _counted(rows: Rows, active, window, before, units, lines: Line):
+    """``_crossings`` of lines (L,) with the first ``before`` hyperplanes of their windows.
+
+    units: (L, 2), whose hyperplanes are parallel to a line's own.
+    """
+
+    def one(window, before, units, line):
         there, present = jax.tree.map(lambda a: a[window], (rows, active))
-        earlier = present & (jnp.arange(present.size) < before)
-        on_common = jnp.asarray(True)
-        for plane in own:
-            earlier, on_common = earlier & (there.unit != plane.unit), on_common & plane.concurrent
-        origin, direction = _LINES[len(own)](*own)
-        known = len(own) < 2  # the window itself, or a hyperplane that refines it
-        return _line_count(origin, direction, there, earlier, on_common, known)
+        parallel = (there.unit[:, None] == units).any(1)
+        return _crossings(line, there, present & (jnp.arange(present.size) < before) & ~parallel)
 
-    return jax.vmap(line)(window, before, own)
+    return jax.vmap(one)(window, before, units, lines)
+
+
+def _filled(array):
+    """Zeros for the axes that three dimensions have more, at the end."""
+    xp: Any = np if isinstance(array, np.ndarray) else jnp
+    return xp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, 3 - array.shape[-1])])
 
 
 def _whole() -> tuple[Ball, Ball]:
@@ -135,7 +163,7 @@ def _intersection(a: Plane, b: Plane) -> tuple[Ball, Ball]:
     return -Ball(origin.mid, origin.rad) / Ball(size.mid[None], size.rad[None]), direction
 
 
-_LINES: dict[int, Callable[..., tuple[Ball, Ball]]] = {0: _whole, 1: _plane, 2: _intersection}
+_MEETING: dict[int, Callable[..., tuple[Ball, Ball]]] = {0: _whole, 1: _plane, 2: _intersection}
 
 
 def lines_of(unit: np.ndarray, active: np.ndarray, k: int) -> np.ndarray:
@@ -164,19 +192,22 @@ def count_crossings(
     """
     window, *places = lines.T
     before = places[-1] if places else np.full(len(lines), active.shape[1])
-    # Few distinct shapes, so few compilations: powers of two from 16 up, the lines filled up.
-    sizes = 1 << np.ceil(np.log2(np.maximum(before, 16))).astype(np.int64)
+    # Few distinct shapes, so few compilations: powers of two from 32 up, steps filled up.
+    sizes = 1 << np.ceil(np.log2(np.maximum(before, 32))).astype(np.int64)
+    planes = Plane(rows.unit, rows.slope, rows.value, rows.concurrent)
     steps = []
     with jax.enable_x64(True):
         for size in np.unique(sizes):
+            first = jax.device_put(_first(rows, planes, active, int(size)))
             at = np.flatnonzero(sizes == size)
-            first = jax.device_put(_first(rows, active, int(size)))
-            chunk = max(1, PAIRS // int(size))
-            for start in range(0, len(at), chunk):
-                some = at[start : start + chunk]
-                full = np.resize(some, chunk)
-                own = tuple(_planes(rows, window[full], place[full]) for place in places)
-                steps.append((some, _step(*first, window[full], before[full], own)))
+            for start in range(0, len(at), STEP):
+                some = at[start : start + STEP]
+                step = np.resize(some, STEP)
+                there = window[step]
+                own = tuple(_at(planes, there, place[step]) for place in places)
+                units = np.stack([plane.unit for plane in own] or [np.full(STEP, -1)], axis=1)
+                line = _placed(there, own)
+                steps.append((some, _counted(*first, there, before[step], units[:, [0, -1]], line)))
     crossings, meets, settled = np.zeros(len(lines), np.int64), *np.zeros((2, len(lines)), bool)
     for some, found in steps:
         for out, part in zip((crossings, meets, settled), found, strict=True):
@@ -184,15 +215,11 @@ def count_crossings(
     return crossings, meets, settled
 
 
-def _planes(rows: Rows, window: np.ndarray, row: np.ndarray) -> Plane:
-    return jax.tree.map(lambda a: a[window, row], _all_planes(rows))
+def _at(planes: Plane, window: np.ndarray, row: np.ndarray) -> Plane:
+    return jax.tree.map(lambda a: a[window, row], planes)
 
 
-def _all_planes(rows: Rows) -> Plane:
-    return Plane(rows.unit, rows.slope, rows.value, rows.concurrent)
-
-
-def _first(rows: Rows, active: np.ndarray, size: int) -> tuple[Rows, np.ndarray]:
+def _first(rows: Rows, planes: Plane, active: np.ndarray, size: int) -> tuple[Rows, np.ndarray]:
     """The first ``size`` rows, of ``WINDOWS`` windows: missing rows are zero, windows repeated."""
     missing = max(0, size - active.shape[1])
 
@@ -202,6 +229,7 @@ def _first(rows: Rows, active: np.ndarray, size: int) -> tuple[Rows, np.ndarray]
     def both(a):
         return np.pad(windows(a[:, :size]), ((0, 0), (0, missing), *[(0, 0)] * (a.ndim - 2)))
 
-    unit, slope, value, concurrent = jax.tree.map(both, _all_planes(rows))
+    unit, slope, value, concurrent = jax.tree.map(both, planes)
     common, inside = jax.tree.map(windows, (rows.common, rows.inside))
+    slope, common = jax.tree.map(_filled, (slope, common))
     return Rows(None, unit, slope, value, concurrent, common, inside), both(active)
