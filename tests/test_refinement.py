@@ -8,7 +8,7 @@ from flax import nnx
 
 import jaxregions as jr
 from jaxregions.refinement import estimate as estimating
-from jaxregions.refinement import network
+from jaxregions.refinement import layers, network
 from jaxregions.refinement.first_layer import first_hyperplanes
 from jaxregions.zoo import MLP, SmallCNN
 
@@ -203,6 +203,35 @@ def test_ties_are_counted_exactly():
         regions.append(jr.count_arrangement(planes, TIES).regions)
     assert found.rechecked > 0
     assert np.array_equal(found.no_batch_norm.regions.mean, np.sum(regions, axis=0) / 8)
+
+
+def axis_sampler(key):
+    """Lines along an axis, which integers leave open; one of them along a window's edge."""
+    variables = integer_sampler(key)
+    dense = variables["params"]["dense_0"]
+    normal = jax.random.normal(key, (3, 20)).at[0, ::3].set(0.0)
+    edge = (jnp.arange(20) == 0) & (normal[1] > 0)
+    dense["kernel"], dense["bias"] = normal[:2], jnp.where(edge, -normal[1] / 2, normal[2])
+    return variables
+
+
+@pytest.mark.slow
+def test_many_open_pairs_are_measured_in_float64_first(monkeypatch):
+    one = run(8, windows=TIES, sampler=axis_sampler)
+    monkeypatch.setattr(layers, "FEW", 0)
+    seen, measure = [], layers.measure_again
+
+    def watched(*arguments, **options):
+        seen.append(measure(*arguments, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(layers, "measure_again", watched)
+    two = run(8, windows=TIES, sampler=axis_sampler)
+    decided = np.concatenate([np.asarray(s.decided) for s in seen])
+    assert decided.any()
+    assert not decided.all()  # ties are left to the rationals
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def test_samples_that_are_no_numbers_are_refused():

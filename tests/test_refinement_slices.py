@@ -107,8 +107,9 @@ def test_lines_are_as_near_as_they_say(anchored):
     rng = np.random.default_rng(33)
     normal = rng.normal(size=(UNITS, DIM))
     normal[::3] -= (normal[::3] @ BASIS) @ BASIS.T * (1 - 1e-6)
-    offset = rng.normal(size=(UNITS, 1))
     centers = POINT + rng.normal(size=(2, DIM))
+    # Through points near the centre, so that the distance from the common point all but cancels.
+    offset = normal @ (centers[0] - POINT)[:, None] + 1e-3 * rng.normal(size=(UNITS, 1))
     anchor = centers[0] - BASIS @ [0.3, 0.7] if anchored else None
     windows = jr.Window(centers[:1], 0.5, BASIS, anchor=anchor)
     planes = normal, POINT, offset
