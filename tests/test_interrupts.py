@@ -11,10 +11,10 @@ import pytest
 from small_networks import recipe, traced
 
 import jaxregions as jr
-from jaxregions import partitions
 from jaxregions._interrupts import interruptible
 from jaxregions.engines import cells, leaves, signtree, unions, vertices
 from jaxregions.engines.search import Search
+from jaxregions.partitions import assembly, trees
 
 CUBE = jr.Window(np.zeros(3), 1.0)
 COUNTS = {"vertices": (vertices, "edges_of"), "cells": (cells, "cut")}
@@ -100,7 +100,7 @@ def test_degenerate_windows_are_not_begun_after_it(net, monkeypatch):
 
 def test_a_partition_keeps_its_cells(net, monkeypatch):
     full = jr.partition(net, CUBE)
-    interrupting(monkeypatch, partitions, "facets")
+    interrupting(monkeypatch, trees, "facets")
     some = jr.partition(net, CUBE)
     assert (some.status, some.activation_regions) == (
         jr.Status.INTERRUPTED,
@@ -116,7 +116,8 @@ def test_a_partition_keeps_its_cells(net, monkeypatch):
 @pytest.mark.parametrize("name", ["facets", "affine_maps", "polytopes"])
 def test_max_seconds_of_a_partition_bounds_what_follows_the_search(net, monkeypatch, name):
     full = jr.partition(net, CUBE)
-    searches, real = [], getattr(partitions, name)
+    room = assembly if name == "affine_maps" else trees
+    searches, real = [], getattr(room, name)
 
     def late(*args):
         searches[-1].limits = searches[-1].limits._replace(deadline=-np.inf)
@@ -127,8 +128,8 @@ def test_max_seconds_of_a_partition_bounds_what_follows_the_search(net, monkeypa
         searches.append(answer.search)
         return answer
 
-    monkeypatch.setattr(partitions, "leaves", kept)
-    monkeypatch.setattr(partitions, name, late)
+    monkeypatch.setattr(trees, "leaves", kept)
+    monkeypatch.setattr(room, name, late)
     some = jr.partition(net, CUBE)
     assert some.status == jr.Status.MAX_SECONDS
     assert some.activation_regions == full.activation_regions == len(some.witness)

@@ -12,10 +12,10 @@ from scipy.spatial import ConvexHull
 from small_networks import gaussian_layers, integer_layers, integer_windows, recipe, traced
 
 import jaxregions as jr
-from jaxregions import partitions
 from jaxregions.engines import leaves, polytopes, touching, vertices
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.margins import Margins
+from jaxregions.partitions import trees
 
 SIZES, HOWS = (3, 4, 3, 1), ("relu", "relu", None)  # one structure is compiled once
 UNLIMITED = Limits(None, np.inf)
@@ -23,7 +23,7 @@ UNLIMITED = Limits(None, np.inf)
 
 def spatial(net, window):
     """The engine for dimension 3 and above, of any dimension."""
-    return partitions._cell_by_cell(net, window, UNLIMITED, True, lambda *_: None)
+    return trees.grown(net, window, UNLIMITED, True, lambda *_: None)
 
 
 def named(signs):

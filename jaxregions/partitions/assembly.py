@@ -1,0 +1,126 @@
+"""What the engines find, made into a partition."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxregions._records import build
+from jaxregions.engines import merging
+from jaxregions.engines.frontier import Status
+from jaxregions.engines.maps import Generation, affine_maps
+from jaxregions.engines.points import Ledger, numbered
+from jaxregions.engines.polytopes import Polytopes
+from jaxregions.engines.records import Cells
+from jaxregions.partitions.records import Partition, StageTable
+from jaxregions.tracing import CPAFunction
+from jaxregions.windows import Window
+
+__all__ = ["Found", "Labels", "assembled", "labelled", "maps_of"]
+
+
+class Labels(NamedTuple):
+    """Labels of the cells, and the stages' tables that go with them."""
+
+    region: np.ndarray
+    affine_region: np.ndarray
+    tables: tuple[StageTable, ...]
+
+
+class Found(NamedTuple):
+    """Of one window. signs: per stage, on the cells; maps: slopes and intercepts; counted:
+    decisions, and those in rationals. regions: a proven number, None: as labelled."""
+
+    cells: Cells
+    shape: Polytopes
+    signs: list[np.ndarray]
+    maps: tuple[np.ndarray, np.ndarray]
+    labels: Labels
+    status: Status
+    counted: tuple[int, int]
+    certified: bool = True
+    regions: int | None = None
+
+
+def maps_of(
+    inner: Ledger, family: list[Generation], status: Status
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cells' affine maps; NaN where there may be more to come."""
+    if status == Status.COMPLETE:
+        return affine_maps(inner, family)
+    cells, k = family[-1].u.shape
+    outputs = sum(math.prod(np.shape(o)) for o in inner.net.program.outputs)
+    return np.full((cells, outputs, k), np.nan), np.full((cells, outputs), np.nan)
+
+
+def labelled(
+    net: CPAFunction,
+    cells: Cells,
+    signs: list[np.ndarray],
+    tables: list[StageTable],
+    status: Status,
+    agree: Callable[[Cells, np.ndarray], np.ndarray] | None,
+) -> Labels:
+    """Which cells are one activation and one affine region, as far as that is known.
+
+    agree: (cells, known) -> (G,) whether the maps on both sides of each facet agree; None: not
+      asked.
+    """
+    same, one = np.zeros(len(cells.left), bool), np.full(len(cells.window), -1)
+    complete = status == Status.COMPLETE
+    if complete and merging.has_contests(net):
+        changes, found = merging.contest_changes(net, cells, signs, 1)
+        same = ~changes
+        tables = [t._replace(hits=int(h)) for t, h in zip(tables, found[0], strict=True)]
+    if complete and agree is not None:
+        one = merging.joined(cells, agree(cells, same))
+    return Labels(merging.joined(cells, same), one, tuple(tables))
+
+
+def assembled(net: CPAFunction, window: Window, found: Found) -> Partition:
+    cells, labels, regions = found.cells, found.labels, found.regions
+    if regions is None:
+        regions = int(labels.region.max()) + 1
+    if found.status != Status.COMPLETE and merging.has_contests(net):
+        regions = 1
+    one = labels.affine_region
+    scale = 1.0
+    if window.basis is not None:
+        basis = np.asarray(window.basis, np.float64)
+        scale = np.sqrt(np.linalg.det(basis.T @ basis))
+    return build(
+        Partition,
+        window=window,
+        vertices=found.shape.vertices,
+        vertex_error=found.shape.error,
+        start=found.shape.start,
+        corner=found.shape.corner,
+        witness=cells.witness,
+        witness_inside=cells.inside,
+        volume=found.shape.size * scale,
+        patterns=tuple(found.signs),
+        slope=found.maps[0],
+        intercept=found.maps[1],
+        region=labels.region,
+        affine_region=labels.affine_region,
+        left=cells.left,
+        right=cells.right,
+        facet=cells.facet,
+        facet_stage=cells.stage,
+        facet_unit=_units(net, cells),
+        tables=labels.tables,
+        activation_regions=regions,
+        affine_regions=int(one.max()) + 1 if one[0] >= 0 else -1,
+        certified=found.certified,
+        status=found.status,
+        decisions=found.counted[0],
+        settled_exactly=found.counted[1],
+    )
+
+
+def _units(net: CPAFunction, cells: Cells) -> np.ndarray:
+    every = np.concatenate([np.zeros(0, np.int64), *(stage.unit for stage in net.stages)])
+    return every[numbered(net, cells.stage, cells.entry)]

@@ -1,0 +1,97 @@
+"""What a partition is."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxregions._records import record
+from jaxregions.engines.frontier import Status
+from jaxregions.windows import Window
+
+__all__ = ["Partition", "StageTable"]
+
+
+class StageTable(NamedTuple):
+    """What one stage did: its parents are the cells after the stage before.
+
+    parents, regions: number of cells before and after. hits: units whose piece changes inside the
+    window. cut_parent, cut_unit: (C,) which unit cuts which parent; a unit with several
+    breakpoints comes once per breakpoint. children: (parents,) cells that each falls into.
+    parent: (regions,) the parent of every cell.
+    """
+
+    parents: int
+    regions: int
+    hits: int
+    cut_parent: np.ndarray
+    cut_unit: np.ndarray
+    children: np.ndarray
+    parent: np.ndarray
+
+
+@record
+class Partition:
+    """The exact partition of one window of dimension k, from ``jr.partition``.
+
+    Coordinates are slice coordinates u relative to the window's centre; ``window.points(u)`` are
+    the input points (center + u without a basis). F cells, V vertices, G facets, S stages, m
+    outputs (flattened).
+
+    window: the window.
+    vertices: (V, k) float64; vertex_error: (V,) bound on their distance, per coordinate, from the
+      exact ones. k >= 3 in a degenerate position: by Qhull, every cell with its own, none where
+      Qhull gives up; the bounds hold if it names the right constraints. k >= 7: none.
+    start, corner: (F + 1,), (H,) cell f has the vertices corner[start[f]:start[f + 1]],
+      counter-clockwise for k = 2.
+    witness: (F, k) a point inside each cell; witness_inside: (F,) whether that is proven for the
+      float64 numbers (thinner cells are decided at an exact rational point).
+    volume: (F,) lengths, areas, volumes in input space; NaN for k >= 7 and where Qhull gives up.
+    patterns: per stage (F, size) int8, the sign of every switching value on the cell: -1, 1, or 0
+      where it vanishes on the whole cell.
+    slope, intercept: (F, m, k), (F, m): f = slope u + intercept on the cell, float64.
+    region, affine_region: (F,) labels of the activation and the affine region of each cell.
+    left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices for k = 1
+      and 2, (G, 0) above, where they are those that both cells have in common.
+    facet_stage, facet_unit: (G,) a unit that switches there.
+    tables: per stage a ``StageTable``.
+    activation_regions, affine_regions: the counts; a lower bound and -1 if not COMPLETE.
+    certified: all cells were found, proven. Otherwise (k >= 3, cells too thin for floats) some are
+      missing, the number of activation regions is a lower bound, affine regions are not labelled.
+    status: why it ended, a ``Status``; if not COMPLETE, the cells of the stages that were finished,
+      and for k >= 3 no facets, vertices and volumes that there was no time for.
+    decisions, settled_exactly: float64 decisions, and how many were made again in rationals.
+    """
+
+    window: Window
+    vertices: np.ndarray
+    vertex_error: np.ndarray
+    start: np.ndarray
+    corner: np.ndarray
+    witness: np.ndarray
+    witness_inside: np.ndarray
+    volume: np.ndarray
+    patterns: tuple[np.ndarray, ...]
+    slope: np.ndarray
+    intercept: np.ndarray
+    region: np.ndarray
+    affine_region: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    facet: np.ndarray
+    facet_stage: np.ndarray
+    facet_unit: np.ndarray
+    tables: tuple[StageTable, ...]
+    activation_regions: int
+    affine_regions: int
+    certified: bool
+    status: Status
+    decisions: int
+    settled_exactly: int
+
+    def plot(self, ax: Any = None, **options: Any) -> Any:
+        """``jr.plotting.plot_partition(self, ax, **options)``; needs matplotlib."""
+        plotting = importlib.import_module("jaxregions.plotting")  # a room above this one
+        return plotting.plot_partition(self, ax, **options)

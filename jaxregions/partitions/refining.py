@@ -1,0 +1,104 @@
+"""Dimension 1 and 2: the subdivision is refined, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jaxregions.engines import merging
+from jaxregions.engines.affine import same_maps
+from jaxregions.engines.flips import face_signs, unpacked
+from jaxregions.engines.frontier import ENGINES, Limits, Status
+from jaxregions.engines.maps import Generation
+from jaxregions.engines.points import Ledger, corners
+from jaxregions.engines.polytopes import Polytopes
+from jaxregions.engines.records import hits, sign_bits
+from jaxregions.engines.signs import patterns
+from jaxregions.partitions.assembly import Found, assembled, labelled, maps_of
+from jaxregions.partitions.records import Partition, StageTable
+from jaxregions.tracing import CPAFunction
+from jaxregions.windows import Window
+
+__all__ = ["refined"]
+
+
+def refined(
+    net: CPAFunction,
+    window: Window,
+    limits: Limits,
+    affine: bool,
+    watch: Callable[[int, int], None],
+) -> Partition:
+    windows = window.reshape(1)
+    engine = ENGINES[window.dimension]
+    ledger = Ledger(net, windows, corners(windows))
+    done: tuple[Any, list[StageTable], list[np.ndarray]] = engine.begin(1), [], []
+    family = [Generation(np.zeros((1, window.dimension)), np.zeros(1, np.int64))]
+    status = Status.COMPLETE
+    try:
+        for stage, layer in enumerate(net.stages):
+            mesh, tables, signs = done
+            status = _stop(limits, mesh.faces)
+            if status != Status.COMPLETE:
+                break
+            new, cuts = engine.refined(ledger, mesh, stage)
+            found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
+            cut = cuts.cut_cell, layer.unit[cuts.cut_entry], cuts.children
+            table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
+            if window.dimension == 2:
+                signs = [*signs, unpacked(*face_signs(new, cuts), layer.size)]
+            family.append(Generation(engine.middles(ledger, new), new.parent))
+            done = new, [*tables, table], signs
+            watch(0, new.faces)
+    except KeyboardInterrupt:
+        status = Status.INTERRUPTED
+    mesh, tables, signs = done
+    cells = engine.cells(ledger, mesh)
+    inner = merging.witnesses(ledger, cells)
+    signs = _inherited(signs, tables) or patterns(inner, len(tables))
+    agree = partial(same_maps, ledger, inner) if affine else None
+    labels = labelled(net, cells, signs, tables, status, agree)
+    used = np.zeros(ledger.vertices.size, bool)
+    used[cells.corner] = True
+    number, used = np.cumsum(used) - 1, np.flatnonzero(used)
+    corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
+    size = _sizes(u, cells.start, corner)
+    shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, size)
+    counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
+    cells = cells._replace(facet=number[cells.facet])
+    maps = maps_of(inner, family[: len(tables) + 1], status)
+    return assembled(net, window, Found(cells, shape, signs, maps, labels, status, counted))
+
+
+def _stop(limits: Limits, faces: int) -> Status:
+    if limits.halt is not None and limits.halt.is_set():
+        return Status.INTERRUPTED
+    if time.monotonic() > limits.deadline:
+        return Status.MAX_SECONDS
+    over = limits.regions is not None and faces > limits.regions
+    return Status.MAX_REGIONS if over else Status.COMPLETE
+
+
+def _inherited(signs: list[np.ndarray], tables: list[StageTable]) -> list[np.ndarray]:
+    """Per stage the signs on its cells, handed down to the last ones."""
+    found, cell = [], slice(None)
+    for sign, table in zip(signs[::-1], tables[::-1], strict=False):
+        found.append(sign[cell])
+        cell = table.parent[cell]
+    return found[::-1]
+
+
+def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
+    """Length or area (shoelace) of every cell in slice coordinates."""
+    if u.shape[1] == 1:
+        return u[corner[1::2], 0] - u[corner[::2], 0]
+    first = np.repeat(start[:-1], np.diff(start))
+    follow = np.arange(1, len(corner) + 1)
+    follow[start[1:] - 1] = start[:-1]
+    x, y = (column.take(corner) for column in np.ascontiguousarray(u.T))
+    x, y = x - x.take(first), y - y.take(first)
+    return np.add.reduceat(x * y.take(follow) - y * x.take(follow), start[:-1]) / 2
