@@ -37,6 +37,8 @@ def log_density(regions: Any, windows: Window, *, count: str = "activation") -> 
 
     Source: MATHEMATICS.md, density.
     """
+    if not isinstance(windows, Window):
+        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
     if count not in ("activation", "affine"):
         raise ValueError(f"count: expected 'activation' or 'affine', received {count!r}")
     if hasattr(regions, "activation_regions"):

@@ -70,6 +70,7 @@ def pull_back(net: CPAFunction, x: Any, *, stage: int, rows: Any = None) -> Hype
 
     Source: MATHEMATICS.md, transfer through depth.
     """
+    require_traced(net)
     if not 0 <= stage < len(net.stages):
         existing = f"0 to {len(net.stages) - 1}" if net.stages else "none (an affine function)"
         raise ValueError(f"stage: expected {existing}, received {stage}")
@@ -94,6 +95,12 @@ def pull_back(net: CPAFunction, x: Any, *, stage: int, rows: Any = None) -> Hype
             some = np.minimum(first + np.arange(step), len(rows) - 1)
             normal[some], value[some] = net.jitted(_rows)(flat, rows[some])
         return _around(flat, normal, value)
+
+
+def require_traced(net: Any) -> None:
+    """ValueError unless net comes from ``jr.trace``."""
+    if not isinstance(net, CPAFunction):
+        raise ValueError(f"net: expected the result of jr.trace, received {type(net).__name__}")
 
 
 def _existing(rows: Any, size: int) -> np.ndarray:
@@ -221,6 +228,9 @@ def _measured(
     net: CPAFunction, windows: Window, finish: Finish, progress: bool | None
 ) -> tuple[Any, ...]:
     """finish(values, reach) of all windows, each result (..., m)."""
+    require_traced(net)
+    if not isinstance(windows, Window):
+        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
     d = math.prod(net.input_shape)
     if windows.input_dimension != d:
         raise ValueError(
@@ -292,6 +302,7 @@ def _in_steps(
 def _all_windows(net: CPAFunction, flat: Window, finish: Finish) -> tuple[Any, ...]:
     """The same of traced windows or a traced network, in one piece."""
     (points, radii, bases), k = _operands(flat), flat.dimension
+    bases = None if bases is None else jnp.asarray(bases)
     rows, chunk = _plan(net, len(points), k)
     axes = np.arange(-(-k // chunk) * chunk).reshape(-1, chunk)
     own = [bases] if bases is not None and bases.ndim == 3 else []

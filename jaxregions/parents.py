@@ -11,7 +11,7 @@ import numpy as np
 from jaxregions import exact
 from jaxregions._progress import watching
 from jaxregions._records import as_array, require_finite
-from jaxregions.depth import critical_scales
+from jaxregions.depth import critical_scales, require_traced
 from jaxregions.engines.certificates import Certificate
 from jaxregions.engines.parents import point_signs, refined_by, vanishing
 from jaxregions.engines.points import input_point
@@ -263,6 +263,7 @@ def _table(cuts: StageCuts, window: int, unit: np.ndarray, contest: bool) -> Sta
 
 
 def _require_stage(net: CPAFunction, stage: int) -> None:
+    require_traced(net)
     if not 0 <= stage <= len(net.stages):
         raise ValueError(f"stage: expected 0 to {len(net.stages)}, received {stage}")
 

@@ -243,6 +243,20 @@ def test_a_model_that_treats_one_example_differently_is_rejected(calls):
         f(batch[0])
 
 
+def test_variables_that_do_not_fit_are_rejected():
+    model, batch = Mlp(), batch_of(6, 4)
+    variables = linen_variables(model, batch, False)
+    params = variables["params"]
+    norm = next(name for name in params if "scale" in params[name])
+    with pytest.raises(ValueError, match=r"variables: .*expected to generate shape \(3, "):
+        condition(model, variables, batch[:, :3], False)
+    with pytest.raises(ValueError, match=r"variables: .* the collection is empty"):
+        condition(model, params, batch, False)
+    wrong = {**params, norm: {"scale": np.ones(2), "bias": params[norm]["bias"]}}
+    with pytest.raises(ValueError, match=r"BatchNorm scale of \d+ features, received shape \(2,\)"):
+        condition(model, {"params": wrong}, batch, False)
+
+
 def test_the_batch_axis_as_feature_axis_is_rejected():
     model, batch = OneLayer(nn.FrozenDict(axis=0)), batch_of(6, 4)
     f = condition(model, linen_variables(model, batch), batch)

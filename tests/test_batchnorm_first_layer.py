@@ -194,6 +194,7 @@ def test_batch_hyperplanes_under_vmap_over_kernels(layer):
         ({"batch": np.ones((1, 5))}, "batch of one example"),
         ({"gamma": np.ones(3)}, r"gamma: .* received \(3,\)"),
         ({"beta": np.inf}, "beta: expected finite"),
+        ({"activation": "relu"}, "activation: expected a PiecewiseLinear, received str"),
         ({"epsilon": -1e-5}, "epsilon: .* received -1e-05"),
         ({"batch": np.full((9, 5), 0.1), "epsilon": 0.0}, "unit 0, which is constant"),
     ],

@@ -281,6 +281,12 @@ def test_traced_windows_of_a_known_network():
     np.testing.assert_allclose(mapped[3], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_traced_centres_of_slices_whose_basis_is_known():
+    known = windows(4, 0.1, k=2)
+    traced = jax.jit(lambda c: jr.stage_hits(NET, jr.Window(c, 0.1, known.basis)).hits)
+    np.testing.assert_array_equal(traced(jnp.float32(known.center)), jr.stage_hits(NET, known).hits)
+
+
 # Errors ------------------------------------------------------------------------------------------
 
 
@@ -310,6 +316,24 @@ def test_point_must_be_finite(x):
 def test_rows_that_do_not_exist(rows):
     with pytest.raises(ValueError, match=r"rows: expected \(m,\) integers from 0 to 5"):
         jr.pull_back(NET, np.zeros(D), stage=1, rows=rows)
+
+
+@pytest.mark.parametrize("function", [jr.stage_hits, depth.critical_scales])
+def test_arguments_of_another_kind(function):
+    with pytest.raises(
+        ValueError, match=r"net: expected the result of jr\.trace, received function"
+    ):
+        function(lambda x: x, jr.Window(np.zeros(3), 1.0))
+    with pytest.raises(ValueError, match=r"windows: expected a jr\.Window, received ndarray"):
+        function(NET, np.zeros(3))
+
+
+@pytest.mark.parametrize("function", [jr.pull_back, jr.parent_region, jr.embedding])
+def test_functions_that_were_not_traced(function):
+    with pytest.raises(
+        ValueError, match=r"net: expected the result of jr\.trace, received function"
+    ):
+        function(lambda x: x, np.zeros(3), stage=0)
 
 
 @pytest.mark.parametrize("function", [jr.stage_hits, depth.critical_scales])

@@ -375,6 +375,14 @@ def test_bad_arguments(change, message):
         )
 
 
+def test_windows_of_another_kind():
+    for function in (theory.hit_probability, theory.crossing_probabilities):
+        with pytest.raises(ValueError, match=r"windows: expected a jr\.Window, received ndarray"):
+            function(np.zeros(2), weight_std=1.0)
+    with pytest.raises(ValueError, match=r"windows: expected a jr\.Window, received ndarray"):
+        jr.log_density(1, np.zeros(2))
+
+
 def test_bad_polygons_and_traced_cubes():
     for corners_ in (
         [[0, 0], [1, 0], [0, 0], [0, 1]],

@@ -143,6 +143,10 @@ def batch_hyperplanes(
     units = kernel.shape[1]
     gamma = _per_unit(1.0 if gamma is None else gamma, units, "gamma")
     beta = _per_unit(0.0 if beta is None else beta, units, "beta")
+    if not isinstance(activation, PiecewiseLinear):
+        raise ValueError(
+            f"activation: expected a PiecewiseLinear, received {type(activation).__name__}"
+        )
     if not is_traced(epsilon) and not 0 <= epsilon < math.inf:
         raise ValueError(f"epsilon: expected a finite number >= 0, received {epsilon}")
 

@@ -10,6 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
+from flax.errors import (
+    ScopeCollectionNotFound,
+    ScopeParamNotFoundError,
+    ScopeParamShapeError,
+)
 
 from jaxregions._records import is_traced, require_finite
 from jaxregions.batchnorm import linen as linen_models
@@ -149,8 +154,14 @@ def _linen_runner(model, variables, method, rngs) -> tuple[Run, State]:
 
     def run(normalize, state, x, *args, **kwargs):
         context = linen_models.intercept(normalize) if has_batchnorm else nullcontext()
-        with context:
-            return model.apply(state[0] | state[1], x, *args, method=method, rngs=rngs, **kwargs)
+        try:
+            with context:
+                both = state[0] | state[1]
+                return model.apply(both, x, *args, method=method, rngs=rngs, **kwargs)
+        except (ScopeCollectionNotFound, ScopeParamNotFoundError, ScopeParamShapeError) as error:
+            raise ValueError(
+                f"variables: expected the model's for inputs like the batch's; {error}"
+            ) from error
 
     return run, (weights, running)
 

@@ -42,9 +42,9 @@ class Statistics(NamedTuple):
 def affine(z: Any, layer: Layer, _mask: Any = None) -> Any:
     """gamma z + beta: BatchNorm without its normalisation."""
     _reached.set(True)
-    shape = _feature_shape(z.shape, layer)
-    y = z if layer.gamma is None else z * layer.gamma.reshape(shape)
-    y = y if layer.beta is None else y + layer.beta.reshape(shape)
+    gamma, beta = _parameters(z.shape, layer)
+    y = z if gamma is None else z * gamma
+    y = y if beta is None else y + beta
     return jnp.asarray(y, _output_dtype(z, layer))
 
 
@@ -145,10 +145,10 @@ def require_super(call: Callable[[], Any], layer_type: type) -> Any:
 
 
 def _scale(centred, inv_std, layer, z):
-    shape = _feature_shape(centred.shape, layer)
+    gamma, beta = _parameters(centred.shape, layer)
     y = centred * inv_std
-    y = y if layer.gamma is None else y * layer.gamma.reshape(shape)
-    y = y if layer.beta is None else y + layer.beta.reshape(shape)
+    y = y if gamma is None else y * gamma
+    y = y if beta is None else y + beta
     return jnp.asarray(y, _output_dtype(z, layer))
 
 
@@ -171,6 +171,23 @@ def _reduced_axes(shape, layer) -> tuple[int, ...]:
 def _feature_shape(shape, layer) -> tuple[int, ...]:
     features = _feature_axes(len(shape), layer)
     return tuple(n if a in features else 1 for a, n in enumerate(shape))
+
+
+def _parameters(shape, layer) -> tuple[Any, Any]:
+    """gamma and beta, to broadcast against a z of this shape."""
+    features = _feature_shape(shape, layer)
+
+    def one(name, value):
+        if value is None:
+            return None
+        if value.size != math.prod(features):
+            raise ValueError(
+                f"variables: expected a BatchNorm {name} of {math.prod(features)} features, "
+                f"received shape {value.shape}"
+            )
+        return value.reshape(features)
+
+    return one("scale", layer.gamma), one("bias", layer.beta)
 
 
 def _require_two(shape, axes, mask, size) -> None:

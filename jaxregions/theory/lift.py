@@ -64,6 +64,8 @@ def problem(
     windows: Window, *, weight_std: Any, bias_std: Any, center: Any, A: Any, a: Any
 ) -> Problem:
     """The lift of a box or slice; ValueError on anything that does not fit."""
+    if not isinstance(windows, Window):
+        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
     basis, anchor = windows.basis, windows.anchor
     if anchor is None:
         reference, shift = windows.center, None
