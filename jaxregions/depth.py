@@ -246,7 +246,8 @@ def _measured(
         found = _all_windows(net, windows.reshape(-1), finish)
     else:
         with jax.enable_x64(True):
-            wide = jax.tree.map(lambda v: np.asarray(v, np.float64), windows)
+            # Copies: jax remembers known arrays in the precision of an earlier trace.
+            wide = jax.tree.map(lambda v: np.array(v, np.float64), windows)
             found = _in_steps(net, wide.reshape(-1), finish, progress)
     return tuple(v.reshape(*shape, v.shape[-1]) for v in found)
 
@@ -302,7 +303,7 @@ def _in_steps(
 def _all_windows(net: CPAFunction, flat: Window, finish: Finish) -> tuple[Any, ...]:
     """The same of traced windows or a traced network, in one piece."""
     (points, radii, bases), k = _operands(flat), flat.dimension
-    bases = None if bases is None else jnp.asarray(bases)
+    bases = None if bases is None else jnp.asarray(bases.astype(points.dtype))
     rows, chunk = _plan(net, len(points), k)
     axes = np.arange(-(-k // chunk) * chunk).reshape(-1, chunk)
     own = [bases] if bases is not None and bases.ndim == 3 else []
