@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from scipy import stats
 
 from jaxregions import datasets, training
@@ -35,23 +34,6 @@ SMALL = StudyConfig(
 
 
 RESULTS = ("results.csv", "expected.csv", "results.json")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The same study is run several times: what one run compiles, the next ones load."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for values in (options, before):
-        compilation_cache.reset_cache()
-        for name, value in values.items():
-            jax.config.update(name, value)
-        if values is options:
-            yield
 
 
 @pytest.fixture(scope="module")
