@@ -231,7 +231,7 @@ def test_twin_initialises_the_same_variables(model, shape):
     x = jnp.ones((2, *shape))
     twin = without_batchnorm(model)
     init = jax.jit(lambda key: [m.init(key, x, train=False) for m in (model, twin)])
-    expected, actual = init(jax.random.key(3))
+    expected, actual = init(jax.random.key(3, impl="rbg"))  # compiles faster than the default
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 

@@ -28,9 +28,9 @@ def initial(model, x):
 
 
 def run(model, x, *, train=False):
-    """Variables, output and updates of a model in float64, as NumPy."""
-    variables = initial(model, x)
+    """Random variables, output and updates of a model in float64, as NumPy."""
     with jax.enable_x64(True):
+        variables = jax.tree.map(np.asarray, linen_variables(model, x))
         apply = jax.jit(lambda v, x: model.apply(v, x, train=train, mutable=["batch_stats"]))
         return variables, *jax.tree.map(np.asarray, apply(variables, jnp.asarray(x)))
 
@@ -88,7 +88,11 @@ def test_mlp_is_dense_norm_activation(norm, phi, numpy_phi):
     for layer in range(2):
         h = dense(params[f"dense_{layer}"], h)
         if norm == "batch":
-            h = (h - h.mean(axis=0)) / np.sqrt(h.var(axis=0) + 0.1)
+            h, norm_params = (
+                (h - h.mean(axis=0)) / np.sqrt(h.var(axis=0) + 0.1),
+                params[f"norm_{layer}"],
+            )
+            h = h * norm_params["scale"] + norm_params["bias"]
         h = numpy_phi(h)
     np.testing.assert_allclose(out, dense(params["output"], h), rtol=1e-6, atol=1e-7)
 
