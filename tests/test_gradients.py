@@ -113,6 +113,7 @@ def test_a_predicate_is_constant_on_a_cell():
     assert (np.abs(value - np.ones((1, 2))) <= bound).all()
 
 
+@pytest.mark.slow
 def test_rows_by_gradients_enclose_the_exact_ones():
     net, window = traced(recipe((5, 8, 6), 2)), jr.Window(np.zeros((1, 5)), 0.05)
     frame, radius = frame_of(window), np.full((1, 5), 0.05)

@@ -35,8 +35,8 @@ def assert_maps(f, window):
         return jnp.concatenate([jnp.ravel(v) for v in jax.tree.leaves(f(x))])
 
     with jax.enable_x64(True):
-        jacobian = np.asarray(jax.vmap(jax.jacobian(flat))(points))
-        values = np.asarray(jax.vmap(flat)(points))
+        jacobian = np.asarray(jax.jit(jax.vmap(jax.jacobian(flat)))(points))
+        values = np.asarray(jax.jit(jax.vmap(flat))(points))
     chex.assert_trees_all_close(part.slope, jacobian @ basis, rtol=1e-11, atol=1e-11)
     found = (part.slope @ part.witness[..., None])[..., 0] + part.intercept
     chex.assert_trees_all_close(found, values, rtol=1e-11, atol=1e-11)

@@ -181,7 +181,7 @@ def test_slopes_are_norms_of_the_gradients_part_in_the_slice(part, output):
     onto = SKEWED @ np.linalg.inv(SKEWED.T @ SKEWED) @ SKEWED.T  # orthogonal projection
     with jax.enable_x64(True):
         x = np.array([part.window.points(u) for u in part.witness])
-        jacobian = np.asarray(jax.vmap(jax.jacfwd(network))(x))
+        jacobian = np.asarray(jax.jit(jax.vmap(jax.jacfwd(network)))(x))
     rows = slice(None) if output is None else [output]
     expected = np.linalg.norm(jacobian[:, rows] @ onto, axis=(1, 2))
     np.testing.assert_allclose(faces(ax).get_array(), expected, rtol=1e-9, atol=1e-12)

@@ -36,7 +36,6 @@ import numpy as np
 
 from jaxregions.tracing import CPAFunction
 from jaxregions.verification.forest import Failure, Forest, require
-from jaxregions.windows import Window
 
 __all__ = ["Proven", "proven_regions", "verify"]
 
@@ -112,7 +111,7 @@ def _require_arguments(net: Any, window: Any, certificate: Any) -> None:
     stored = isinstance(certificate, str | Path) or hasattr(certificate, "exact_weight")
     for name, value, expected, holds in (
         ("net", net, "the result of jr.trace", isinstance(net, CPAFunction)),
-        ("window", window, "a jr.Window", isinstance(window, Window)),
+        ("window", window, "a jr.Window", hasattr(window, "radii")),
         ("certificate", certificate, "that of count_regions(certificate=) or its path", stored),
     ):
         if not holds:

@@ -84,10 +84,9 @@ class Forest:
 
     def _shapes(self, c: Any) -> dict[int, list[int]]:
         """Arrays that fit together; the whole multipliers of proofs that have such."""
-        columns = (
-            getattr(c, n, None) for n in ("window", "kind", "weight", "clause", "exact_proof")
-        )
-        cells, steps, literals, clauses, proofs = (np.size(v) for v in columns)
+        first = ("window", "kind", "weight", "clause", "exact_proof")
+        columns: Any = [getattr(c, name, None) for name in first]
+        cells, steps, literals, clauses, proofs = (np.size(column) for column in columns)
         cell, step, literal, exactly = (cells,), (steps,), (literals,), (proofs,)
         k = self.radius.shape[1]
         shapes = (cell, (cells, k), step, (clauses,), literal, literal, exactly, exactly)
