@@ -60,6 +60,8 @@ def as_array(value: Any, name: str, *, keep_single: bool = False) -> Any:
         if not isinstance(value, jax.core.Tracer) and np.isnan(np.asarray(value)).any():
             raise ValueError(f"{name}: expected numbers, received NaN")
         return value
+    if value is None or isinstance(value, str | bytes):
+        raise ValueError(f"{name}: expected numbers, received {value!r}")
     try:
         single = keep_single and getattr(value, "dtype", None) == np.float32
         array = np.asarray(value, np.float32 if single else np.float64)

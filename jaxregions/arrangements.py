@@ -105,6 +105,8 @@ def region_bracket(hits: Any, dimension: int) -> tuple[np.ndarray, np.ndarray]:
     Source: MATHEMATICS.md, regions.
     """
     hits = np.asarray(hits)
+    if not np.issubdtype(hits.dtype, np.integer):
+        raise ValueError(f"hits: expected whole numbers, received {hits.dtype}")
     if dimension < 1 or (hits < 0).any():
         raise ValueError(
             f"expected hits >= 0 and dimension >= 1, received {hits.min()}, {dimension}"

@@ -21,7 +21,7 @@ from jaxregions.batchnorm.nnx import call
 from jaxregions.depth import critical_scales
 from jaxregions.regions import Status, count_regions
 from jaxregions.tracing import CPAFunction, trace
-from jaxregions.windows import Window
+from jaxregions.windows import Window, require_window
 
 __all__ = ["BatchDependence", "PartitionShift", "Spread", "batch_dependence"]
 
@@ -283,8 +283,7 @@ def _divisor(number: int, most: int) -> int:
 def _checked(
     variables: Any, data: Any, windows: Any, batch_sizes: Any, num_batches: Any, count: bool
 ) -> tuple[np.ndarray, list[int]]:
-    if not isinstance(windows, Window):
-        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
+    require_window(windows)
     if is_traced(variables, data, windows):
         raise ValueError("expected known numbers, received tracers; call it outside jit")
     data = as_batch(data, "data")

@@ -127,6 +127,7 @@ def study(
         )
         with console.status("Loading"):
             from jaxregions.study import prepare
+            from jaxregions.study.store import DamagedCheckpoint
 
             ready = prepare(config)
     except (ValueError, ImportError, OSError) as error:
@@ -134,13 +135,12 @@ def study(
     try:
         result = _with_progress(ready, console)
     except KeyboardInterrupt:
-        typer.echo(
-            f"Interrupted. Finished checkpoints are in {Path(output) / 'checkpoints'}; the same "
-            "command with --resume continues from them.",
-            err=True,
-        )
+        folder = Path(output) / "checkpoints"
+        some = any(folder.glob("*.npz"))
+        kept = f"Finished checkpoints are in {folder}; the same command with --resume continues."
+        typer.echo(f"Interrupted. {kept if some else 'No checkpoint was finished.'}", err=True)
         raise typer.Exit(130) from None
-    except OSError as error:
+    except (OSError, DamagedCheckpoint) as error:
         _fail(str(error))
     _summary(ready, result, time.perf_counter() - start)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxregions._records import build, is_traced
 from jaxregions.hyperplanes import Hyperplanes, _check_pair, _values
-from jaxregions.windows import Window
+from jaxregions.windows import Window, require_window
 
 __all__ = ["log_density", "soft_hits"]
 
@@ -37,8 +37,7 @@ def log_density(regions: Any, windows: Window, *, count: str = "activation") -> 
 
     Source: MATHEMATICS.md, density.
     """
-    if not isinstance(windows, Window):
-        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
+    require_window(windows)
     if count not in ("activation", "affine"):
         raise ValueError(f"count: expected 'activation' or 'affine', received {count!r}")
     if hasattr(regions, "activation_regions"):

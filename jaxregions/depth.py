@@ -14,7 +14,7 @@ from jaxregions._progress import watching
 from jaxregions._records import is_traced, require_finite
 from jaxregions.hyperplanes import Hyperplanes
 from jaxregions.tracing import CPAFunction
-from jaxregions.windows import Window
+from jaxregions.windows import Window, require_window
 
 __all__ = ["CriticalScales", "StageHits", "critical_scales", "pull_back", "stage_hits"]
 
@@ -229,8 +229,7 @@ def _measured(
 ) -> tuple[Any, ...]:
     """finish(values, reach) of all windows, each result (..., m)."""
     require_traced(net)
-    if not isinstance(windows, Window):
-        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
+    require_window(windows)
     d = math.prod(net.input_shape)
     if windows.input_dimension != d:
         raise ValueError(

@@ -10,7 +10,7 @@ import numpy as np
 from jaxregions import _criterion
 from jaxregions._records import as_array, build, is_traced, record, require_finite
 from jaxregions.activations import PiecewiseLinear, relu
-from jaxregions.windows import Window
+from jaxregions.windows import Window, require_window
 
 __all__ = [
     "HitCounts",
@@ -233,6 +233,9 @@ def _lift(point: Any, like: Any) -> Any:
 
 
 def _check_pair(planes: Hyperplanes, windows: Window) -> None:
+    if not isinstance(planes, Hyperplanes):
+        raise ValueError(f"planes: expected jr.Hyperplanes, received {type(planes).__name__}")
+    require_window(windows)
     d = planes.normal.shape[-1]
     if windows.input_dimension != d:
         raise ValueError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from jaxregions.engines.frontier import ENGINES, Limits, Status, Tally
 from jaxregions.engines.signs import patterns
 from jaxregions.engines.unions import count_unions
 from jaxregions.tracing import CPAFunction, trace
-from jaxregions.windows import Window
+from jaxregions.windows import Window, require_window
 
 __all__ = [
     "RegionCounts",
@@ -215,8 +216,8 @@ def estimate_regions(
     net, limits = prepared(f, window, input_shape, None, None, max_seconds)
     if window.batch_shape != ():
         raise ValueError(f"window: expected one window, received leading axes {window.batch_shape}")
-    if descents < 2:
-        raise ValueError(f"descents: expected at least 2, received {descents}")
+    if not isinstance(descents, Integral) or descents < 2:
+        raise ValueError(f"descents: expected a whole number >= 2, received {descents!r}")
     if merging.has_contests(net):
         raise ValueError("f: expected no maximum over many candidates, received one")
     now = time.monotonic()
@@ -347,8 +348,7 @@ def prepared(
     max_seconds: float | None,
 ) -> tuple[CPAFunction, Limits]:
     """The traced function and the limits, after everything that can be wrong was looked at."""
-    if not isinstance(windows, Window):
-        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
+    require_window(windows)
     _require_engine(windows, engine)
     for name in ("center", "radius", "basis"):
         value = getattr(windows, name)
@@ -370,8 +370,8 @@ def _require_engine(windows: Window, engine: str | None) -> None:
 
 def _limits(max_regions: int | None, max_seconds: float | None) -> Limits:
     for name, value in (("max_regions", max_regions), ("max_seconds", max_seconds)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}: expected > 0 or None, received {value}")
+        if value is not None and not (isinstance(value, Real) and value > 0):
+            raise ValueError(f"{name}: expected a number > 0 or None, received {value!r}")
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
     return Limits(max_regions, deadline)
 
@@ -382,7 +382,10 @@ def _traced(f: Any, windows: Window, input_shape: tuple[int, ...] | None) -> CPA
     if not isinstance(f, CPAFunction):
         if not callable(f):
             raise ValueError(f"f: expected a function of one array, received {type(f).__name__}")
-        shape = (d,) if input_shape is None else tuple(input_shape)
+        shape = (d,) if input_shape is None else input_shape
+        if not isinstance(shape, Sequence):
+            raise ValueError(f"input_shape: expected a tuple of lengths, received {shape!r}")
+        shape = tuple(shape)
         if math.prod(shape) != d:
             raise ValueError(f"input_shape: expected {d} entries in all, received {shape}")
         f = trace(f, np.zeros(shape))

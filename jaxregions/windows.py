@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxregions._records import as_array, build, is_traced, record, require_finite
 
-__all__ = ["Window"]
+__all__ = ["Window", "require_window"]
 
 
 @record
@@ -198,6 +198,11 @@ class Window:
             anchor=pick(self.anchor, 1),
             shift=pick(self.shift, 1),
         )
+
+
+def require_window(windows: Any) -> None:
+    if not isinstance(windows, Window):
+        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
 
 
 def _require_rank(basis) -> None:

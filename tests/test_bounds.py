@@ -148,7 +148,7 @@ MODELS["Pooled"] = Pooled(), IMAGES, ()
 MODELS["SmallResNet"] = zoo.SmallResNet(channels=(2, 3)), IMAGES[:, :4, :4], ()
 
 
-@pytest.mark.parametrize("name", some_slow(MODELS, ("Pooled",)))
+@pytest.mark.parametrize("name", some_slow(MODELS, ("Mlp",)))
 def test_model_conditioned_on_a_batch(name):
     model, batch, args = MODELS[name]
     f = jr.condition(model, linen_variables(model, batch, *args), batch, *args)
@@ -161,6 +161,7 @@ def test_model_conditioned_on_a_batch(name):
     assert np.max(radii) < 1e-8
 
 
+@pytest.mark.slow
 def test_sums_moves_and_comparisons():
     kernel = RNG(4).normal(size=(3, 12))
 
@@ -250,6 +251,7 @@ def test_what_follows_from_a_known_zero_is_exact():
     assert found[0, -1].values[0] == 0
 
 
+@pytest.mark.slow
 def test_known_zeros_beside_breakpoints_that_are_not_zero():
     net = jr.trace(
         lambda x: jnp.max(jnp.clip(x, -0.1, 0.3), keepdims=True), np.zeros(3)

@@ -165,7 +165,7 @@ def test_recipe_in_four_dimensions():
         pytest.param(7, 6, 3, marks=pytest.mark.slow),
         pytest.param(7, 6, 4, marks=pytest.mark.slow),
         pytest.param(7, 6, 5, marks=pytest.mark.slow),
-        (5, 4, 3),
+        pytest.param(5, 4, 3, marks=pytest.mark.slow),
         pytest.param(20, 3, 3, marks=pytest.mark.slow),
         pytest.param(14, 4, 4, marks=pytest.mark.slow),
         pytest.param(11, 8, 5, marks=pytest.mark.slow),

@@ -197,6 +197,7 @@ def require_coverage(regions, weights):
     assert covered(weights, regions) >= 180
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_number_of_cells():
     require_coverage(*two_hundred((3, 8, 8), 3, 1.0, 4))
 

@@ -146,6 +146,7 @@ def both_ways(monkeypatch, net, windows):
     assert verify(net, windows, other.certificate) is True
 
 
+@pytest.mark.slow
 def test_counts_are_the_same(monkeypatch):
     windows = jr.Window(np.random.default_rng(2).normal(size=(4, 3)) / 2, 0.35)
     both_ways(monkeypatch, traced(recipe((3, 8, 8), 3)), windows)

@@ -310,6 +310,18 @@ def test_rejects_bad_hyperplanes(normal, point, offset, message):
         Hyperplanes(normal, point, offset)
 
 
+def test_arguments_of_another_kind_are_named():
+    planes, window = jr.Hyperplanes([[1.0]], [0.0], [[0.0]]), jr.Window([0.0], 1.0)
+    for function in (jr.refines, jr.meets, jr.margins, jr.count_hits, jr.count_arrangement):
+        with pytest.raises(ValueError, match=r"windows: expected a jr\.Window, received list"):
+            function(planes, [0.0])
+        with pytest.raises(ValueError, match=r"planes: expected jr\.Hyperplanes, received tuple"):
+            function((1, 2), window)
+    for wrong in ("1", None):
+        with pytest.raises(ValueError, match="expected numbers, received"):
+            jr.Window([0.0], wrong)
+
+
 def test_rejects_windows_that_do_not_fit():
     planes = Hyperplanes(np.ones((2, 3)), np.zeros(3), np.zeros((2, 1)))
     with pytest.raises(ValueError, match="3 dimensions, received 4"):

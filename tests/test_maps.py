@@ -43,6 +43,7 @@ def assert_maps(f, window):
     return len(part.witness)
 
 
+@pytest.mark.slow
 def test_maps_are_the_derivatives_at_the_witnesses(monkeypatch):
     monkeypatch.setattr(maps, "ROWS", (8, 16))  # parents in two blocks
     assert assert_maps(residual, jr.Window(np.array([0.1, 0.2, -0.1]), 0.8, basis=BASIS)) > 64

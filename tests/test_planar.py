@@ -54,7 +54,7 @@ def assert_exact(layers, windows, *, hits=True):
 
 @pytest.mark.parametrize(
     ("sizes", "hows"),
-    [*INTEGER_CASES[:2], *(pytest.param(*c, marks=pytest.mark.slow) for c in INTEGER_CASES[2:])],
+    [*INTEGER_CASES[:1], *(pytest.param(*c, marks=pytest.mark.slow) for c in INTEGER_CASES[1:])],
 )
 def test_degenerate_integer_networks_are_counted_exactly(sizes, hows):
     layers = integer_layers(len(sizes), sizes, hows)

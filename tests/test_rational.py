@@ -349,7 +349,7 @@ def images(size):
 @pytest.mark.parametrize(
     ("model", "batch"),
     [
-        (zoo.SmallResNet(channels=(2, 3)), images(4)),
+        pytest.param(zoo.SmallResNet(channels=(2, 3)), images(4), marks=pytest.mark.slow),
         (models.Unet(), images(4)),
         pytest.param(models.PooledCnn(), images(4), marks=pytest.mark.slow),
     ],

@@ -46,7 +46,7 @@ def centred_window(center, d):
 @pytest.mark.parametrize(
     ("width", "d"),
     [
-        (3, 2),
+        pytest.param(3, 2, marks=pytest.mark.slow),
         pytest.param(30, 64, marks=pytest.mark.slow),
         pytest.param(128, 64, marks=pytest.mark.slow),
         pytest.param(128, 2, marks=pytest.mark.slow),
@@ -73,7 +73,7 @@ WRAPPERS = {
     ("wrap", "d"),
     [
         pytest.param("lambda", 64, marks=pytest.mark.slow),
-        ("jit", 2),
+        pytest.param("jit", 2, marks=pytest.mark.slow),
         pytest.param("vmap", 64, marks=pytest.mark.slow),
     ],
 )

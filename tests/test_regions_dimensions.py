@@ -120,10 +120,38 @@ def test_an_estimate_brackets_the_count():
             lambda f, w: jr.count_regions(f, w, engine="vertices", certificate=True),
             "expected 'cells' with certificate=True",
         ),
-        (lambda f, w: jr.estimate_regions(f, w, descents=1), "at least 2, received 1"),
+        (lambda f, w: jr.estimate_regions(f, w, descents=1), "whole number >= 2, received 1"),
         (lambda _, w: jr.estimate_regions(jnp.max, w), "no maximum over many candidates"),
     ],
 )
 def test_what_does_not_go_together_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.abs, jr.Window(np.zeros(3), 1.0))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_function_with_nothing_to_switch_has_one_certified_region(k):
+    net, window = jr.trace(lambda x: 2 * x, np.zeros(k)), jr.Window(np.zeros((2, k)), 1.0)
+    counts = jr.count_regions(net, window, certificate=True)
+    assert counts.activation_regions.tolist() == [1, 1]
+    assert jr.verify(net, window, counts.certificate) is True
+
+
+THIN = (  # rows, powers of two, offsets
+    ([[1, -1, 1], [1, 1, -1], [1, -2, -2], [-1, 1, 0], [0, 1, -1]], [-29, 1, 18, 12, 26]),
+    ([[-2, -2, 0, 2, 1], [-2, 1, -1, 0, 0]], [-14, 22]),
+    ([[1, -1], [1, -2], [0, 1], [0, 0], [-1, 2]], [-8, 23, 11, 0, 5]),
+)
+
+
+def test_a_partition_that_floats_cannot_finish_says_so():
+    first, second, third = (np.ldexp(rows, np.array(p)[:, None]) for rows, p in THIN)
+
+    def f(x):
+        z = first @ x + np.array([-2.0, -1.0, 2.0, -2.0, 2.0])
+        z = jnp.abs(second @ (z + jnp.abs(z)) + np.array([0.0, 2.0]))
+        return jax.nn.hard_tanh(third @ z + np.array([-1.0, 2.0, 2.0, 1.0, 2.0]))
+
+    part = jr.partition(f, jr.Window([0.5, -0.5, 1.0], [1.0, 2.0, 0.5]))
+    assert (part.certified, part.affine_regions, len(part.left)) == (False, -1, 0)
+    assert 1 < part.activation_regions <= 47  # by an enumeration in rationals

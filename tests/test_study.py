@@ -16,7 +16,7 @@ from jaxregions.hyperplanes import Hyperplanes
 from jaxregions.study import StudyConfig, prepare, run
 from jaxregions.study.measure import distinct_hits, scene
 from jaxregions.study.statistics import Summary, proportion, summarize, unpaired
-from jaxregions.study.store import claim, prepare_folder
+from jaxregions.study.store import DamagedCheckpoint, claim, prepare_folder, read_state
 from jaxregions.study.story import compare, plus_minus, verdict
 from jaxregions.zoo import MLP
 
@@ -100,6 +100,19 @@ def test_an_interrupted_study_resumes_to_the_same_numbers(finished, tmp_path, wh
 
 
 @pytest.mark.slow
+def test_damaged_checkpoints_are_named(finished, tmp_path):
+    config, _ = finished
+    shutil.copytree(config.output, tmp_path / "copy")
+    copy = replace(config, output=str(tmp_path / "copy"), resume=True)
+    for path in (tmp_path / "copy" / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DamagedCheckpoint, match=r"batch-000000\.npz: expected a checkpoint"):
+        run(prepare(copy))
+    last = max(config.schedule)
+    with pytest.raises(DamagedCheckpoint, match=r"batch-\d+\.msgpack: .* received a damaged one"):
+        read_state(copy, "batch", last, training.TrainState(None, None, 0))
+
+
 def test_progress_of_a_resumed_study_adds_up_too(finished):
     config, _ = finished
     ready = prepare(replace(config, resume=True))

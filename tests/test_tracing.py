@@ -302,7 +302,7 @@ def test_evaluates_in_the_precision_of_its_point():
     np.testing.assert_allclose(low, high, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("x64", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_traced_parameters_under_jit_and_vmap(x64):
     batch = RNG.normal(size=(8, 4))
     model = nn.Sequential([nn.Dense(6), nn.BatchNorm(use_running_average=False), nn.PReLU()])

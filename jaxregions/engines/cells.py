@@ -89,7 +89,8 @@ def explore(search: Search, watch: Callable[[int, int], None] | None = None) -> 
     """Runs a search to its end, or to its limits."""
     stages = len(search.net.stages)
     frame = frame_of(search.windows)
-    stack: list[tuple[int, Iterator[Cell]]] = [(0, iter(roots(search)))] if stages else []
+    first = roots(search)
+    stack: list[tuple[int, Iterator[Cell]]] = [(0, iter(first))] if stages else []
     try:
         while stack and not search.out_of_time():
             stage, cells = stack[-1]

@@ -13,6 +13,8 @@ in it or, cells and steps, in one before. A file that ends early is a certificat
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,8 +132,12 @@ def _pieces(path: Path) -> Iterator[Certificate]:
             content = file.read(int.from_bytes(length, "little"))
             if len(content) < int.from_bytes(length, "little"):
                 return
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                yield Certificate(**{n: _wide(arrays[n]) for n in Certificate._fields})
+            try:
+                with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                    piece = Certificate(**{n: _wide(arrays[n]) for n in Certificate._fields})
+            except (ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+                raise ValueError(f"path: expected a certificate, {path} is damaged") from error
+            yield piece
 
 
 def _narrow(column: np.ndarray) -> np.ndarray:

@@ -216,7 +216,8 @@ def _intersected(slope: np.ndarray, value: np.ndarray, inside: np.ndarray):
     """Vertices (V, k) of {slope u + value >= 0}, k rows (V, k) through each, and the volume."""
     k = len(inside)
     try:
-        found = HalfspaceIntersection(np.column_stack([-slope, -value]), inside)
+        with np.errstate(divide="ignore", invalid="ignore"):  # what is too thin is refused
+            found = HalfspaceIntersection(np.column_stack([-slope, -value]), inside)
         hull = ConvexHull(found.intersections)
     except (QhullError, ValueError):
         return np.zeros((0, k)), np.zeros((0, k), np.int64), np.nan

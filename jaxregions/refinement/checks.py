@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxregions._records import is_traced, require_finite
 from jaxregions.batchnorm.first_layer import as_batch
-from jaxregions.windows import Window
+from jaxregions.windows import require_window
 
 __all__ = ["known", "require_key", "require_names", "require_numbers"]
 
@@ -44,8 +44,7 @@ def require_names(stages: Any, regions: Any) -> None:
 
 def known(batch: Any, windows: Any, batch_size: Any, points: Any) -> tuple[Any, Any]:
     """The batch and the points as float64, after a look at everything that must fit together."""
-    if not isinstance(windows, Window):
-        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
+    require_window(windows)
     if is_traced(batch, windows, points):
         raise ValueError("expected known batch, windows and points, received tracers (under jit)")
     require_finite(windows.center, "windows.center")

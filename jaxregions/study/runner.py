@@ -124,7 +124,7 @@ def _measured(study: Study, norm: str, progress: Progress) -> dict[int, dict[str
         if start == config.epochs:
             return raw
         like = training.init_state(model, example, key=key, optimizer=optimizer)
-        state = training.load_state(store.state_path(config, norm, start), like)
+        state = store.read_state(config, norm, start, like)
 
     def record(checkpoint: training.Checkpoint) -> None:
         epoch = checkpoint.epoch

@@ -9,6 +9,8 @@ import math
 import platform
 import re
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -18,14 +20,17 @@ import numpy as np
 
 from jaxregions.study.config import StudyConfig
 from jaxregions.study.statistics import FIELDS, Row
+from jaxregions.training import TrainState, load_state
 
 __all__ = [
     "FIGURES",
+    "DamagedCheckpoint",
     "as_csv",
     "claim",
     "finished",
     "prepare_folder",
     "read_checkpoint",
+    "read_state",
     "rows_as_csv",
     "rows_as_json",
     "state_path",
@@ -158,11 +163,41 @@ def finished(config: StudyConfig, model: str) -> list[int]:
     return done
 
 
+class DamagedCheckpoint(ValueError):
+    """A stored checkpoint cannot be read."""
+
+    def __init__(self, path: Path, reason: Exception):
+        super().__init__(
+            f"{path}: expected a checkpoint of this study, received a damaged one ({reason}); "
+            "without it and the later ones --resume measures again from there"
+        )
+
+
 def read_checkpoint(config: StudyConfig, model: str, epoch: int) -> dict[str, np.ndarray]:
-    """The raw numbers that ``write_checkpoint`` stored."""
+    """The raw numbers that ``write_checkpoint`` stored.
+
+    Raises:
+      DamagedCheckpoint: the file is not whole.
+    """
     path = state_path(config, model, epoch).with_suffix(".npz")
-    with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedCheckpoint(path, error) from error
+
+
+def read_state(config: StudyConfig, model: str, epoch: int, like: TrainState) -> TrainState:
+    """The training state after an epoch.
+
+    Raises:
+      DamagedCheckpoint: the file is not whole.
+    """
+    path = state_path(config, model, epoch)
+    try:
+        return load_state(path, like)
+    except ValueError as error:
+        raise DamagedCheckpoint(path, error) from error
 
 
 def write_checkpoint(

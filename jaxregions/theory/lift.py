@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxregions import exact
 from jaxregions._records import as_array, is_traced, require_finite
-from jaxregions.windows import Window
+from jaxregions.windows import Window, require_window
 
 
 class Problem(NamedTuple):
@@ -64,8 +64,7 @@ def problem(
     windows: Window, *, weight_std: Any, bias_std: Any, center: Any, A: Any, a: Any
 ) -> Problem:
     """The lift of a box or slice; ValueError on anything that does not fit."""
-    if not isinstance(windows, Window):
-        raise ValueError(f"windows: expected a jr.Window, received {type(windows).__name__}")
+    require_window(windows)
     basis, anchor = windows.basis, windows.anchor
     if anchor is None:
         reference, shift = windows.center, None
