@@ -301,7 +301,7 @@ print(peak)
         (np.full((2, 3), np.nan), np.zeros(3), np.zeros((2, 1)), "normal: .*NaN"),
         (np.full((2, 3), np.inf), np.zeros(3), np.zeros((2, 1)), "normal: expected finite"),
         (np.ones((2, 3)), np.zeros(3), np.full((2, 1), -np.inf), "received -inf"),
-        ("abc", np.zeros(3), np.zeros((2, 1)), "normal: expected numbers, received str"),
+        ("abc", np.zeros(3), np.zeros((2, 1)), "normal: expected numbers, received 'abc'"),
         (jnp.ones((2, 3), int), np.zeros(3), np.zeros((2, 1)), "floating-point"),
     ],
 )
