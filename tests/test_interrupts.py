@@ -166,6 +166,15 @@ def test_the_more_nodes_wait_the_fewer_are_taken():
 
 # With a real clock -------------------------------------------------------------------------------
 
+
+def in_a_process(code):
+    """What the code prints; it may import what tests do."""
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = os.environ | {"PYTHONPATH": path}
+    run = [sys.executable, "-c", code, "0"]
+    return subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
+
+
 SIGNALS = """
 import os, signal, sys, threading, time
 import numpy as np
@@ -202,13 +211,7 @@ COUNT = "jr.count_regions(net, windows, engine='cells', progress=False, max_seco
     ],
 )
 def test_signals_at_any_moment(sizes, center, radius, call, span, regions):
-    code = SIGNALS % (sizes, center, radius, call, span)
-    run = [sys.executable, "-c", code, "0"]
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    done = subprocess.run(
-        run, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": path}
-    )
-    lines = done.stdout.splitlines()
+    lines = in_a_process(SIGNALS % (sizes, center, radius, call, span)).splitlines()
     assert len(lines) == 5
     ended = 0
     for line in lines:
@@ -221,15 +224,26 @@ def test_signals_at_any_moment(sizes, center, radius, call, span, regions):
     assert ended > 0
 
 
+TOO_MANY = """
+import resource
+import numpy as np
+import jaxregions as jr
+from small_networks import recipe, traced
+net, window = traced(recipe(%r, %r)), jr.Window(np.zeros(%r), %r)
+jr.count_regions(net, window, max_regions=2)  # compiles
+found = jr.count_regions(net, window, max_seconds=20)
+print(found.status, found.activation_regions, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "seed", "radius"), [((10, 32, 32), 6, 0.1), ((64, 64, 64), 7, 0.02)]
 )
 def test_what_has_too_many_regions_ends_within_bounded_memory(sizes, seed, radius):
-    resource = pytest.importorskip("resource")
-    net, window = traced(recipe(sizes, seed)), jr.Window(np.zeros(sizes[0]), radius)
-    jr.count_regions(net, window, max_regions=2)  # compiles
-    found = jr.count_regions(net, window, max_seconds=20)
-    assert found.status == jr.Status.MAX_SECONDS
-    assert found.activation_regions > 1000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20  # kB
+    pytest.importorskip("resource")
+    answer = in_a_process(TOO_MANY % (sizes, seed, sizes[0], radius))
+    status, regions, kilobytes = map(int, answer.split())
+    assert status == jr.Status.MAX_SECONDS
+    assert regions > 1000
+    assert kilobytes < 3 << 20

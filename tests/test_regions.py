@@ -374,7 +374,10 @@ def square(d=2):
 
 ERRORS = [
     (lambda: jr.count_regions(jnp.abs, square(), engine="segments"), "'cells' or 'planar'.*'segm"),
-    (lambda: jr.count_regions(jnp.abs, square(), max_regions=0), "max_regions: expected a number > 0"),
+    (
+        lambda: jr.count_regions(jnp.abs, square(), max_regions=0),
+        "max_regions: expected a number > 0",
+    ),
     (lambda: jr.count_regions(jnp.abs, square(), max_seconds=-1), "max_seconds.*received -1"),
     (lambda: jr.count_regions(jnp.abs, np.zeros(2)), "expected a jr.Window, received ndarray"),
     (lambda: jr.count_regions(3, square()), "expected a function of one array, received int"),
