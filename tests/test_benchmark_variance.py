@@ -34,6 +34,7 @@ def drawn_regions(normal, windows, biases):
     return out
 
 
+@pytest.mark.slow
 def test_hits_given_weights_is_a_sum_of_normal_probabilities():
     found = np.asarray(hits_given_weights(NORMAL, WINDOWS, CDF, breakpoints=(-0.3, 0.6)))
     expected = np.zeros(3)
@@ -45,6 +46,7 @@ def test_hits_given_weights_is_a_sum_of_normal_probabilities():
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_regions_given_weights_is_the_mean_over_drawn_biases():
     rng = np.random.default_rng(5)
     drawn = drawn_regions(NORMAL, WINDOWS, rng.normal(size=(40_000, 6)) * DEVIATION)

@@ -79,7 +79,8 @@ def activated(signs, z, out, radius):
 # Counts ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["relu", pytest.param("hard_tanh", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["relu", "hard_tanh"])
 def test_agrees_with_the_planar_engine_where_everything_is_degenerate(how):
     for seed in range(8 if how == "relu" else 60):
         net = traced(integer_layers(seed, (3, 4, 3, 1), ("relu", how, None)))

@@ -231,6 +231,7 @@ def test_level_set_refuses_outputs_that_do_not_exist(part):
         jr.level_set(part, 0, minus=-1)
 
 
+@pytest.mark.slow
 def test_maximum_over_candidates_is_one_region_per_maximiser():
     directions = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1], [1e-3, 1e-3]])
     part = jr.partition(lambda x: jnp.max(directions @ x), jr.Window(np.zeros(2), 1.0))

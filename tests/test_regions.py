@@ -240,6 +240,7 @@ def test_maxima_that_no_window_divides(k):
     assert jr.partition(jnp.max, window).activation_regions == 1
 
 
+@pytest.mark.slow
 def test_candidates_that_all_die_tie_in_one_region():
     """max over relu(x), relu(y), relu(x + y - 1): where all die there is one piece."""
     rows = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])

@@ -144,6 +144,7 @@ THIN = (  # rows, powers of two, offsets
 )
 
 
+@pytest.mark.slow
 def test_a_partition_that_floats_cannot_finish_says_so():
     first, second, third = (np.ldexp(rows, np.array(p)[:, None]) for rows, p in THIN)
 

@@ -83,6 +83,7 @@ def test_many_degenerate_windows_are_counted_exactly_or_called_degenerate(seed):
 # Other engines and closed forms -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_planar_windows_agree_with_the_planar_engine():
     layers = gaussian_layers(1, (4, 8, 6, 1))
     rng = np.random.default_rng(0)
