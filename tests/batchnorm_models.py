@@ -14,7 +14,10 @@ def batch_of(*shape, seed=0, offset=0.0):
 def widen(tree):
     """The tree in float64 (inside x64)."""
     return jax.tree.map(
-        lambda a: jnp.asarray(a, jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+        lambda a: (
+            jnp.asarray(np.asarray(a, np.float64)) if jnp.issubdtype(a.dtype, jnp.floating) else a
+        ),
+        tree,
     )
 
 
@@ -26,8 +29,9 @@ def linen_variables(model, batch, *args, **kwargs):
     def draw(path, leaf):
         name = path[-1].key
         if path[0].key == "batch_stats":
-            return jnp.full(leaf.shape, float(name == "var"))
-        return jnp.asarray((name == "scale") + 0.4 * rng.normal(size=leaf.shape), jnp.float32)
+            return jnp.asarray(np.full(leaf.shape, name == "var", np.float32))
+        values = (name == "scale") + 0.4 * rng.normal(size=leaf.shape)
+        return jnp.asarray(values.astype(np.float32))
 
     return jax.tree_util.tree_map_with_path(draw, init)
 

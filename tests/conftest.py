@@ -1,5 +1,6 @@
 """What must be set before jax is imported, and a header that says what is tested on what."""
 
+import gc
 import os
 
 
@@ -7,11 +8,16 @@ def pytest_configure(config):
     # Two workers share the machine, and its GPU where there is one.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Most of the suite's time is compilation; the cache holds the very code that would be compiled.
+    # What is compiled faster than it is written and read is not kept.
     cache = getattr(config, "cache", None)
     if cache is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+def pytest_sessionstart():
+    gc.set_threshold(50_000, 20, 50)  # what was compiled stays, to look through it takes seconds
 
 
 def pytest_report_header():

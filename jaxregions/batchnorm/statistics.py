@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -67,12 +68,11 @@ def recorder(tape: list[Statistics], size: int, *, traced: bool) -> Normalize:
             mask = jnp.asarray(mask, bool)
             mask = mask.reshape((1,) * (z.ndim - mask.ndim) + mask.shape)
         _require_two(z.shape, axes, mask, size)
-        wide = z.astype(jnp.promote_types(z.dtype, jnp.float32))
-        mean = wide.mean(axes, keepdims=True, where=mask)
-        variance = ((wide - mean) ** 2).mean(axes, keepdims=True, where=mask)
+        wide, mean, variance, constant = _moments(z, mask, axes)
+        centred = wide - mean
         if not traced:
-            mean, variance = np.asarray(mean, np.float64), np.asarray(variance, np.float64)
-            constant = np.asarray(z.max(axes, keepdims=True) == z.min(axes, keepdims=True))
+            mean, variance, constant = map(np.asarray, (mean, variance, constant))
+            mean, variance = mean.astype(np.float64), variance.astype(np.float64)
             if layer.epsilon == 0 and (constant | (variance == 0)).any():
                 raise ValueError(
                     "epsilon: expected > 0, received 0 with a BatchNorm feature that is constant "
@@ -88,9 +88,18 @@ def recorder(tape: list[Statistics], size: int, *, traced: bool) -> Normalize:
             inv_std = 1.0 / jnp.sqrt(variance + layer.epsilon)
         mask = mask if traced or mask is None or is_traced(mask) else np.asarray(mask)
         tape.append(Statistics(mean, inv_std, mask, z.shape))
-        return _scale(wide - mean, inv_std, layer, z)
+        return _scale(centred, inv_std, layer, z)
 
     return normalize
+
+
+@partial(jax.jit, static_argnums=2)
+def _moments(z, mask, axes):
+    """z in float32 or wider, its mean and two-pass variance, where it is constant."""
+    wide = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    mean = wide.mean(axes, keepdims=True, where=mask)
+    variance = ((wide - mean) ** 2).mean(axes, keepdims=True, where=mask)
+    return wide, mean, variance, z.max(axes, keepdims=True) == z.min(axes, keepdims=True)
 
 
 def replayer(tape: list[Statistics], size: int, token: int) -> tuple[Normalize, Callable[[], None]]:

@@ -100,6 +100,8 @@ def bind(eqn: JaxprEqn, *operands: Any) -> list[Any]:
         return list(operands)
     if name == "convert_element_type" and is_float(eqn.outvars[0].aval):
         return [jnp.asarray(operands[0], float)]
+    if name in _MOVES and all(type(o) is np.ndarray for o in operands):
+        return [_MOVES[name](params, *operands)]
     if name in ("scatter", "scatter-add", "scatter-sub", "scatter-mul"):
         # These carry a jaxpr of the original precision, so they are made anew.
         scatter = getattr(jax.lax, name.replace("-", "_"))
@@ -115,6 +117,35 @@ def bind(eqn: JaxprEqn, *operands: Any) -> list[Any]:
     subfuns, params = params if isinstance(params, tuple) else ([], params)
     out = eqn.primitive.bind(*subfuns, *operands, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _broadcast(params: dict[str, Any], a: np.ndarray) -> np.ndarray:
+    kept = [1] * len(params["shape"])
+    for axis, length in zip(params["broadcast_dimensions"], a.shape, strict=True):
+        kept[axis] = length
+    return np.broadcast_to(a.reshape(kept), params["shape"])
+
+
+def _reshape(params: dict[str, Any], a: np.ndarray) -> np.ndarray:
+    order = params["dimensions"]
+    return (a if order is None else a.transpose(order)).reshape(params["new_sizes"])
+
+
+def _slice(params: dict[str, Any], a: np.ndarray) -> np.ndarray:
+    steps = params["strides"] or (1,) * a.ndim
+    return a[tuple(map(slice, params["start_indices"], params["limit_indices"], steps))]
+
+
+# Known entries are moved about without compiling a program for every shape.
+_MOVES: dict[str, Callable[..., np.ndarray]] = {
+    "broadcast_in_dim": _broadcast,
+    "concatenate": lambda p, *parts: np.concatenate(parts, axis=p["dimension"]),
+    "reshape": _reshape,
+    "rev": lambda p, a: np.flip(a, p["dimensions"]),
+    "slice": _slice,
+    "squeeze": lambda p, a: a.squeeze(p["dimensions"]),
+    "transpose": lambda p, a: a.transpose(p["permutation"]),
+}
 
 
 def _padded_first(operands: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.exact import gamma
@@ -24,15 +25,22 @@ def linear_norms(step: Step) -> LinearNorms:
     at = next(i for i, o in enumerate(step.inputs) if is_slot(o))
     ones = np.ones(slot.shape)
 
-    def along_rows(entries):
-        return np.asarray(step.function(*((ones, entries) if at == 0 else (entries, ones)))[0])
+    def applied(values, entries):
+        return step.function(*((values, entries) if at == 0 else (entries, values)))[0]
+
+    @jax.jit  # one program a layer
+    def sums(nonzero, size, floored, squares):
+        along_rows = [applied(ones, entries) for entries in (nonzero, size, squares)]
+        _, transposed = jax.vjp(lambda v: applied(v, floored), ones)
+        return *along_rows, *transposed(jnp.ones_like(along_rows[0]))
 
     size, nonzero = abs(weights), weights != 0
-    floored = np.where(nonzero, np.maximum(size, FLOOR), 0.0)
-    terms = int(along_rows(nonzero.astype(float)).max(initial=0))
+    least, floored = (np.where(nonzero, np.maximum(size, m), 0.0) for m in (TINY, FLOOR))
+    found = sums(nonzero.astype(float), least, floored, floored**2)
+    terms, row, squares, columns = map(np.asarray, found)
+    terms = int(terms.max(initial=0))
     slack = 1 + gamma(terms + 64, np.float64)
-    row = along_rows(np.where(nonzero, np.maximum(size, TINY), 0.0)) * slack
-    length = np.sqrt(along_rows(floored**2)) * slack
+    row, length = row * slack, np.sqrt(squares) * slack
     frobenius = float(norm2(length)) * slack
     bound = frobenius
     params = {} if step.eqn is None else step.eqn.params
@@ -41,10 +49,6 @@ def linear_norms(step: Step) -> LinearNorms:
     if contracted and not any(params["dimension_numbers"][1]):
         matrix = np.moveaxis(weights, contracted, range(len(contracted)))
         bound = min(bound, _largest_singular_value(matrix.reshape(width, -1)))
-    _, transposed = jax.vjp(
-        lambda v: step.function(*((v, floored) if at == 0 else (floored, v)))[0], ones
-    )
-    columns = np.asarray(transposed(np.ones(row.shape))[0])
     columns_slack = 1 + gamma(row.size + 64, np.float64)
     schur = math.sqrt(row.max(initial=0)) * math.sqrt(columns.max(initial=0)) * columns_slack
     operator = min(bound, schur) * slack
