@@ -36,6 +36,20 @@ def linen_variables(model, batch, *args, **kwargs):
     return jax.tree_util.tree_map_with_path(draw, init)
 
 
+def initial_variables(model, batch, *args, **kwargs):
+    """The same with BatchNorm as at initialisation; no program is compiled for them."""
+
+    def initial(tree):
+        if "scale" in tree:
+            return {
+                name: jnp.asarray(np.full(v.shape, name == "scale", np.float32))
+                for name, v in tree.items()
+            }
+        return {name: initial(v) if isinstance(v, dict) else v for name, v in tree.items()}
+
+    return initial(linen_variables(model, batch, *args, **kwargs))
+
+
 def train_rows(model, variables, batch, *args, **kwargs):
     """flax's train-mode forward pass in float64 (the caller sets the train arguments)."""
     with jax.enable_x64(True):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from batchnorm_models import initial_variables
 from flax import nnx
 
 import jaxregions as jr
@@ -203,7 +204,7 @@ def test_blocks_change_nothing(measured, monkeypatch):
 def test_convolutions_agree_with_each_batch_conditioned_by_itself():
     model = SmallCNN(channels=(3,), widths=(4,), num_outputs=2)
     data = np.random.default_rng(0).normal(size=(9, 6, 6, 1))
-    variables = model.init(jax.random.key(0), data)
+    variables = initial_variables(model, data)
     windows = jr.Window(data[:4].reshape(4, -1), 0.05)
     found = jr.batch_dependence(
         KEY, model, variables, data, windows, batch_sizes=(3,), num_batches=3

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batchnorm_models import initial_variables
 from flax import linen as nn
 from small_networks import integer_layers, integer_windows, network
 
@@ -48,7 +49,7 @@ def normed(x):
     model = nn.Sequential(
         [nn.Dense(8), nn.BatchNorm(False), nn.relu, nn.Dense(3), nn.BatchNorm(False), nn.relu]
     )
-    f = jr.condition(model, model.init(jax.random.key(0), batch), batch)
+    f = jr.condition(model, initial_variables(model, batch), batch)
     return f(x)[0]
 
 

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_tracing_models as models
-from batchnorm_models import Mlp, NnxMlp, OneLayer, Residual, linen_variables, nnx_model
+from batchnorm_models import (
+    Mlp,
+    NnxMlp,
+    OneLayer,
+    Residual,
+    initial_variables,
+    linen_variables,
+    nnx_model,
+)
 from flax import nnx
 
 import jaxregions as jr
@@ -219,7 +227,7 @@ def test_residual_batchnorm_by_hand(wrap, backend):
 def test_first_stage_hyperplanes_share_the_centroid(kind):
     batch = np.random.default_rng(5).normal(size=(7, 4)) * 0.1 + 0.7
     if kind == "linen":
-        variables = Mlp().init(jax.random.key(0), np.float32(batch), train=False)
+        variables = initial_variables(Mlp(), np.float32(batch), train=False)
         f = jr.condition(Mlp(), variables, batch, train=False)
     else:
         f = jr.condition(NnxMlp(nnx.Rngs(0)), None, batch)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from batchnorm_models import initial_variables
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +33,7 @@ class OneLayer(nn.Module):
 def conditioned(width, d):
     batch = np.random.default_rng(width + d).normal(size=(50, d)).astype(np.float32)
     model = OneLayer(width)
-    variables = model.init(jax.random.key(0), batch)
+    variables = initial_variables(model, batch)
     return jr.condition(model, variables, batch), jr.centroid(batch), variables
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batchnorm_models import initial_variables
 from small_networks import network, recipe
 
 import jaxregions as jr
@@ -24,7 +25,7 @@ def test_batchnorm_at_initialisation_around_the_centroid():
     """n planes through one point: 2 (1 + (n - 1) + C(n - 1, 2)) regions after stage 1."""
     batch = np.random.default_rng(0).normal(size=(32, 3))
     model = zoo.MLP(widths=(7,))
-    f = jr.condition(model, model.init(jax.random.key(0), batch), batch, train=False)
+    f = jr.condition(model, initial_variables(model, batch), batch, train=False)
     counts = jr.count_regions(f, jr.Window(jr.centroid(batch), 0.5))
     assert counts.activation_regions == 2 * (1 + 6 + 15)
     assert counts.certified

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batchnorm_models import initial_variables
 
 import jaxregions as jr
 from jaxregions import zoo
@@ -33,7 +34,7 @@ def mlp(seed, slope=0.0, sizes=(3, 5, 4), scale=1.0):
 def batchnorm(seed):
     batch = np.random.default_rng(seed).normal(size=(16, 4))
     model = zoo.MLP(widths=(6, 5))
-    variables = model.init(jax.random.key(seed), batch)
+    variables = initial_variables(model, batch)
     return jr.trace(jr.condition(model, variables, batch, train=False), batch[0])
 
 

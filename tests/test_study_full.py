@@ -26,7 +26,7 @@ def place():
 def network(place):
     """A twin without BatchNorm, traced, and its layers as plain arrays."""
     model = MLP(widths=CONFIG.widths, num_outputs=2, norm="none", bias_std=0.5)
-    variables = model.init(jax.random.key(3), place.batch[:1])
+    variables = jax.jit(model.init)(jax.random.key(3), place.batch[:1])
     params = {
         n: {k: np.asarray(v, np.float64) for k, v in p.items()}
         for n, p in variables["params"].items()

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from batchnorm_models import initial_variables
 from jax import lax
 
 import jaxregions as jr
@@ -306,7 +307,7 @@ def test_evaluates_in_the_precision_of_its_point():
 def test_traced_parameters_under_jit_and_vmap(x64):
     batch = RNG.normal(size=(8, 4))
     model = nn.Sequential([nn.Dense(6), nn.BatchNorm(use_running_average=False), nn.PReLU()])
-    variables = model.init(jax.random.key(0), np.float32(batch))
+    variables = initial_variables(model, np.float32(batch))
 
     def values(variables, batch, x):
         f = jr.condition(model, variables, batch)
@@ -343,7 +344,7 @@ def test_loop_and_constant_indices_fold_while_parameters_are_traced():
 def test_marks_survive_wrapping():
     model = nn.Sequential([nn.Dense(3), nn.BatchNorm(use_running_average=False), nn.relu])
     batch = RNG.normal(size=(5, 4))
-    f = jr.condition(model, model.init(jax.random.key(0), np.float32(batch)), batch)
+    f = jr.condition(model, initial_variables(model, np.float32(batch)), batch)
     for g in (f, lambda x: f(x), jax.jit(f), lambda x: jax.vmap(f)(x[None])[0], jax.checkpoint(f)):
         names = [step.name for step in jr.trace(g, batch[0]).program.steps]
         assert names.count("enter_batch") == names.count("subtract_batch_mean") == 1

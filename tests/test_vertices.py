@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
+from batchnorm_models import initial_variables
 from small_networks import gaussian_layers, integer_layers, recipe, traced
 
 import jaxregions as jr
@@ -274,7 +275,7 @@ def test_layers_after_an_apex_are_counted_exactly(k, n, m):
 def test_batch_norm_at_initialisation_is_counted_around_its_centroid():
     batch = np.random.default_rng(0).normal(size=(64, 3))
     model = zoo.MLP(widths=(30, 20))
-    f = jr.condition(model, model.init(jax.random.key(0), batch), batch, train=False)
+    f = jr.condition(model, initial_variables(model, batch), batch, train=False)
     found = count(jr.trace(f, batch[0]), jr.Window(jr.centroid(batch)[None], 0.5))
     assert found.status.tolist() == [Status.COMPLETE]
     assert found.by_stage[0, 0] == 2 * (1 + 29 + comb(29, 2))
