@@ -15,7 +15,7 @@ from jaxregions.datasets import Dataset, load
 from jaxregions.training import TrainState, evaluate, init_state, load_state, save_state, train
 from jaxregions.zoo import MLP
 
-KEY = jax.random.key(5)
+KEY = jax.random.key(5, impl="rbg")  # compiles faster than the default generator
 
 
 def toy(size=22, *, seed=0):

@@ -93,11 +93,11 @@ def _error(t: Tracked, shape: tuple[int, ...] | None = None) -> Any:
     return jnp.broadcast_to(0.0 if t.error is None else t.error, shape)
 
 
-def norm2(value: Any) -> Any:
+def norm2(value: Any, xp: Any = jnp) -> Any:
     """Euclidean norm, rounded up; 0 only if every entry is 0 (of values: or below ``TINY``)."""
     size = max(math.prod(jnp.shape(value)), 1)
-    root = jnp.sqrt(jnp.sum(value * value))
-    return root * (1 + gamma(size + 8, np.float64)) + jnp.where(root > 0, _underflow(size), 0.0)
+    root = xp.sqrt(xp.sum(value * value))
+    return root * (1 + gamma(size + 8, np.float64)) + xp.where(root > 0, _underflow(size), 0.0)
 
 
 def _norm(t: Tracked, shape: tuple[int, ...]) -> Any:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.exact import gamma
@@ -21,40 +21,80 @@ _FEW = 6  # 2 / pi * 6 is about 4, where Gaussian rows have |w|_1 of about 2 |w|
 
 def linear_norms(step: Step) -> LinearNorms:
     (weights,) = (np.asarray(o) for o in step.inputs if not is_slot(o))
-    (slot,) = (o for o in step.inputs if is_slot(o))
-    at = next(i for i, o in enumerate(step.inputs) if is_slot(o))
-    ones = np.ones(slot.shape)
-
-    def applied(values, entries):
-        return step.function(*((values, entries) if at == 0 else (entries, values)))[0]
-
-    @jax.jit  # one program a layer
-    def sums(nonzero, size, floored, squares):
-        along_rows = [applied(ones, entries) for entries in (nonzero, size, squares)]
-        _, transposed = jax.vjp(lambda v: applied(v, floored), ones)
-        return *along_rows, *transposed(jnp.ones_like(along_rows[0]))
-
+    contracted, batched = _dimensions(step)
+    plain = bool(contracted) and not batched
+    rows, columns = _sums_of_product(step, contracted) if plain else _sums(step)
     size, nonzero = abs(weights), weights != 0
-    least, floored = (np.where(nonzero, np.maximum(size, m), 0.0) for m in (TINY, FLOOR))
-    found = sums(nonzero.astype(float), least, floored, floored**2)
-    terms, row, squares, columns = map(np.asarray, found)
-    terms = int(terms.max(initial=0))
+    floored = np.where(nonzero, np.maximum(size, FLOOR), 0.0)
+    terms = int(rows(nonzero.astype(float)).max(initial=0))
     slack = 1 + gamma(terms + 64, np.float64)
-    row, length = row * slack, np.sqrt(squares) * slack
-    frobenius = float(norm2(length)) * slack
+    row = rows(np.where(nonzero, np.maximum(size, TINY), 0.0)) * slack
+    length = np.sqrt(rows(floored**2)) * slack
+    frobenius = float(norm2(length, np)) * slack
     bound = frobenius
-    params = {} if step.eqn is None else step.eqn.params
-    contracted = params["dimension_numbers"][0][1 - at] if step.name == "dot_general" else ()
     width = math.prod(weights.shape[a] for a in contracted)
-    if contracted and not any(params["dimension_numbers"][1]):
+    if plain:
         matrix = np.moveaxis(weights, contracted, range(len(contracted)))
         bound = min(bound, _largest_singular_value(matrix.reshape(width, -1)))
+    column = columns(floored).max(initial=0)
     columns_slack = 1 + gamma(row.size + 64, np.float64)
-    schur = math.sqrt(row.max(initial=0)) * math.sqrt(columns.max(initial=0)) * columns_slack
+    schur = math.sqrt(row.max(initial=0)) * math.sqrt(column) * columns_slack
     operator = min(bound, schur) * slack
     if width > _FEW:  # |w|_1 is well above |w|_2; by shape alone, since it decides what is compiled
         row = None
     return LinearNorms(row, length, operator, frobenius, float(terms))
+
+
+Sums = Callable[[np.ndarray], np.ndarray]
+
+
+def _dimensions(step: Step) -> tuple[tuple[int, ...], bool]:
+    """The axes of the weights that a dot_general sums over, and whether others go along."""
+    if step.eqn is None or step.name != "dot_general":
+        return (), False
+    contracted, batch = step.eqn.params["dimension_numbers"]
+    return contracted[1 - _place(step)], any(batch)
+
+
+def _place(step: Step) -> int:
+    return next(i for i, o in enumerate(step.inputs) if is_slot(o))
+
+
+def _sums(step: Step) -> tuple[Sums, Sums]:
+    """Sums of entries in place of the weights: along the rows of the linear map, in the shape of
+    its output, and along its columns, in that of its input."""
+    at = _place(step)
+    ones = np.ones(step.inputs[at].shape)
+
+    def applied(values, entries):
+        return step.function(*((values, entries) if at == 0 else (entries, values)))[0]
+
+    def columns(entries):
+        out, transposed = jax.vjp(lambda v: applied(v, entries), ones)
+        return np.asarray(transposed(np.ones(out.shape))[0])
+
+    return lambda entries: np.asarray(applied(ones, entries)), columns
+
+
+def _sums_of_product(step: Step, contracted: tuple[int, ...]) -> tuple[Sums, Sums]:
+    """The same of a product of matrices, without a program for every shape; the sums along columns
+    are those of one column each."""
+    at = _place(step)
+    (own, other), _ = step.eqn.params["dimension_numbers"]  # type: ignore[union-attr]
+    summed, slot = (own, other)[at], step.inputs[at]
+    beside = tuple(n for axis, n in enumerate(slot.shape) if axis not in summed)
+
+    def rows(entries):
+        sums = entries.sum(contracted)
+        if at == 0:
+            return np.broadcast_to(sums, (*beside, *sums.shape))
+        every = sums.reshape(*sums.shape, *(1 for _ in beside))
+        return np.broadcast_to(every, (*sums.shape, *beside))
+
+    def columns(entries):
+        return entries.sum(tuple(a for a in range(entries.ndim) if a not in contracted))
+
+    return rows, columns
 
 
 def _largest_singular_value(matrix: np.ndarray) -> float:
