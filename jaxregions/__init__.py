@@ -37,9 +37,16 @@ from jaxregions.parents import (
     embedding,
     in_parent_region,
     parent_region,
-    stage_tables,
 )
-from jaxregions.partitions import Partition, StageTable, level_set, partition, to_dict, to_networkx
+from jaxregions.partitions import (
+    Partition,
+    StageTable,
+    level_set,
+    partition,
+    stage_tables,
+    to_dict,
+    to_networkx,
+)
 from jaxregions.refinement import (
     Estimate,
     RefinementEstimate,

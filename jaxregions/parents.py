@@ -12,12 +12,9 @@ from jaxregions import exact
 from jaxregions._progress import watching
 from jaxregions._records import as_array, require_finite
 from jaxregions.depth import critical_scales, require_traced
-from jaxregions.engines.certificates import Certificate
 from jaxregions.engines.parents import point_signs, refined_by, vanishing
 from jaxregions.engines.points import input_point
-from jaxregions.engines.stage_tables import StageCuts, stage_cuts
 from jaxregions.hyperplanes import Hyperplanes
-from jaxregions.partitions import StageTable
 from jaxregions.regions import prepared
 from jaxregions.tracing import CPAFunction, exact_representation, representation
 from jaxregions.windows import Window
@@ -29,7 +26,6 @@ __all__ = [
     "embedding",
     "in_parent_region",
     "parent_region",
-    "stage_tables",
 ]
 
 
@@ -211,55 +207,6 @@ def embedding(
         rank = _exact_rank(net, window, stage)
     condition = largest / smallest if smallest else math.inf
     return Embedding(values, smallest, condition, rank, k, certify)
-
-
-def stage_tables(net: CPAFunction, certificate: Certificate) -> list[tuple[StageTable, ...]]:
-    """What each stage did in every window of a certified count, in any dimension.
-
-    The tables of ``partition``, from the certificate of ``count_regions(certificate=True)``: cells
-    before and after each stage, the units that cross each parent, its children. Certified as the
-    count is. ``hits`` is -1 in stages with maxima over many candidates.
-
-    Args:
-      net: from ``jr.trace``, of the function that was counted.
-      certificate: of a finished count.
-
-    Returns:
-      Per window, flattened, a ``StageTable`` a stage.
-
-    Raises:
-      ValueError: a certificate of a count that was stopped, or of another function.
-
-    Source: MATHEMATICS.md, exact partitions.
-    """
-    cuts = stage_cuts(net, certificate)
-    played = [any(g.contest is not None for g in s.groups) for s in net.stages]
-    windows = int((certificate.parent < 0).sum())
-    return [
-        tuple(
-            _table(cut, window, stage.unit, contest)
-            for cut, stage, contest in zip(cuts, net.stages, played, strict=True)
-        )
-        for window in range(windows)
-    ]
-
-
-def _table(cuts: StageCuts, window: int, unit: np.ndarray, contest: bool) -> StageTable:
-    """One window's part of a stage."""
-    first, last = np.searchsorted(cuts.window, [window, window + 1])
-    cut = slice(*np.searchsorted(cuts.cut_cell, [first, last]))
-    new = slice(*np.searchsorted(cuts.parent, [first, last]))
-    parent = cuts.parent[new] - first
-    hits = -1 if contest else int(cuts.hits[window])
-    return StageTable(
-        int(last - first),
-        len(parent),
-        hits,
-        cuts.cut_cell[cut] - first,
-        unit[cuts.cut_entry[cut]],
-        cuts.children[first:last],
-        parent,
-    )
 
 
 def _require_stage(net: CPAFunction, stage: int) -> None:

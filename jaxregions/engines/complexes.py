@@ -15,7 +15,7 @@ import numpy as np
 from jaxregions.engines.points import CORNER, Vertices
 from jaxregions.windows import Window
 
-__all__ = ["Apexes", "Complex", "Tables", "box_corners", "boxes", "tables"]
+__all__ = ["Apexes", "Complex", "Tables", "box_corners", "boxes", "cells_around", "tables"]
 
 
 class Tables(NamedTuple):
@@ -95,3 +95,19 @@ def boxes(windows: int, k: int, words: Tables) -> Complex:
     none = np.zeros(0, np.int64)
     apexes = Apexes(zeros, none, none.astype(np.uint64))
     return Complex(np.arange(len(each)), each, key, planes, apexes)
+
+
+def cells_around(words: Tables, skeleton: Complex) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The cells around simple vertices: (N,) the vertex, the hash of the cell, and (N, k) whether
+    it is above each constraint of the vertex."""
+    k = skeleton.planes.shape[1]
+    vertex = np.flatnonzero(skeleton.planes[:, 0] >= 0)
+    key, above = skeleton.key[vertex], np.zeros((len(vertex), k), bool)
+    for slot in range(k):
+        plane = skeleton.planes[vertex, slot]
+        both = np.flatnonzero(plane >= 2 * k)
+        key = key ^ words.zero[plane]
+        key = np.append(key ^ words.minus[plane], (key ^ words.plus[plane])[both])
+        vertex, above = np.append(vertex, vertex[both]), np.concatenate([above, above[both]])
+        above[len(plane) :, slot] = True
+    return vertex, key, above

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.linalg import qr
 from scipy.spatial import ConvexHull, HalfspaceIntersection, QhullError
 
-from jaxregions.engines.complexes import Complex, Tables, tables
+from jaxregions.engines.complexes import Complex, Tables, cells_around, tables
 from jaxregions.engines.edges import ragged, starts_of
 from jaxregions.engines.frontier import Status
 from jaxregions.engines.leaves import Leaves
@@ -86,7 +86,7 @@ def _around(
     crossing = np.logical_and((signs > 0).any(axis=0), (signs < 0).any(axis=0))
     own = _hashes(words, signs, crossing, 2 * k)
     order = np.argsort(own)
-    vertex, key = _cells_at(words, skeleton)
+    vertex, key, _ = cells_around(words, skeleton)
     key ^= _constant(ledger, words, skeleton, crossing)
     place = np.searchsorted(own[order], key).clip(max=len(own) - 1)
     cell = order[place]
@@ -115,24 +115,10 @@ def _hashes(words: Tables, signs: np.ndarray, crossing: np.ndarray, sides: int) 
     return key
 
 
-def _cells_at(words: Tables, skeleton: Complex) -> tuple[np.ndarray, np.ndarray]:
-    """(vertex, hash) of the cells around simple vertices, as the complex names its faces."""
-    sides = 2 * skeleton.planes.shape[1]
-    vertex = np.flatnonzero(skeleton.planes[:, 0] >= 0)
-    key = skeleton.key[vertex]
-    for slot in range(skeleton.planes.shape[1]):
-        plane = skeleton.planes[vertex, slot]
-        both = plane >= sides
-        key = key ^ words.zero[plane]
-        key = np.append(key ^ words.minus[plane], key[both] ^ words.plus[plane[both]])
-        vertex = np.append(vertex, vertex[both])
-    return vertex, key
-
-
 def _constant(ledger: Ledger, words: Tables, skeleton: Complex, crossing) -> np.uint64:
     """What the complex hashes beside: at the window's first corner, which lies in one cell."""
     corner = skeleton.rows(skeleton.ids == 0)
-    _, key = _cells_at(words, corner)
+    _, key, _ = cells_around(words, corner)
     at = _exact_signs(ledger, 0)[None]
     return key[0] ^ _hashes(words, at, crossing, 2 * skeleton.planes.shape[1])[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -89,8 +90,13 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
     return Signs(ids, value, error, packed(sign > 0), packed(sign < 0), rows[at], entry)
 
 
-def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:
-    """Per stage, of the first ``stages``, the exact signs (V, size) int8 at every vertex."""
+def patterns(
+    inner: Ledger, stages: int, exactly: Callable[[int], np.ndarray] | None = None
+) -> list[np.ndarray]:
+    """Per stage, of the first ``stages``, the exact signs (V, size) int8 at every vertex.
+
+    exactly: row -> (k,) the exact vertex, asked where needed; None: the ledger knows it.
+    """
     net, every = inner.net, inner.vertices
     with jax.enable_x64(True):
         prepared = prepare(net)
@@ -100,15 +106,19 @@ def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:
             return step(prepared, x, error, stages)
 
         found = in_steps(rows, every.size, lambda part: lifted(inner, every, part))
-    return settled(inner, found)
+    return settled(inner, found, exactly)
 
 
-def settled(inner: Ledger, found: list[np.ndarray]) -> list[np.ndarray]:
+def settled(
+    inner: Ledger, found: list[np.ndarray], exactly: Callable[[int], np.ndarray] | None = None
+) -> list[np.ndarray]:
     """The signs of ``rows_patterns`` per stage, the undecided ones made in rationals."""
     for stage, sign in enumerate(found):
         inner.decisions += sign.size
         for row in np.flatnonzero((sign == UNDECIDED).any(axis=1)).tolist():
             inner.settled_exactly += int((sign[row] == UNDECIDED).sum())
+            if exactly is not None and row not in inner.points:
+                inner.points[row] = exactly(row)
             sign[row] = [(v > 0) - (v < 0) for v in values(inner, row, stage)]
     return found
 

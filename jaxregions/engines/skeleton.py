@@ -121,20 +121,23 @@ class Part:
 # Edges -------------------------------------------------------------------------------------------
 
 
-def edges_of(layer: Layer, part: Part) -> Edges:
+def edges_of(words: Tables, sides: int, part: Part | Complex) -> Edges:
     """All edges: each is named once from both of its ends.
+
+    Args:
+      sides: 2k.
 
     Raises:
       RuntimeError: some sign vector is not named exactly twice.
     """
-    words, slots = layer.words, part.planes.shape[1]
+    slots = part.planes.shape[1]
     inner, outer = words.zero ^ words.minus, words.zero ^ words.plus
     keys, owners, slot = [], [], []
-    every = np.arange(part.size, dtype=np.int32)
+    every = np.arange(len(part.key), dtype=np.int32)
     apexes = part.apexes
     for i in range(slots):
         plane = part.planes[:, i]
-        inside = np.flatnonzero(plane >= layer.sides).astype(np.int32)
+        inside = np.flatnonzero(plane >= sides).astype(np.int32)
         simple = every if apexes is None else np.flatnonzero(plane >= 0).astype(np.int32)
         keys += [(part.key ^ inner[plane])[simple], part.key[inside] ^ outer[plane[inside]]]
         owners += [simple, inside]

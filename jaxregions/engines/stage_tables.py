@@ -1,4 +1,9 @@
-"""Per-stage tables read off a certificate: what cuts which cell, and into how many."""
+"""What every stage did to the cells before it, read off the signs of the last cells.
+
+A cell after stage s is a set of last cells with equal signs in the stages up to s. So whatever
+engine found the cells, their signs tell which cell lies in which, and a switching value cuts a cell
+iff it has both signs on last cells inside.
+"""
 
 from __future__ import annotations
 
@@ -6,115 +11,78 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxregions.engines.certificates import ABOVE, BELOW, LEAF, OPEN, SPLIT, ZERO, Certificate
+from jaxregions.engines.records import hits
+from jaxregions.engines.signs import packed
 from jaxregions.tracing import CPAFunction
 
 __all__ = ["StageCuts", "stage_cuts"]
 
-_POSITIVE, _NEGATIVE = (SPLIT, ABOVE), (SPLIT, BELOW)  # steps that show the sign
-
 
 class StageCuts(NamedTuple):
-    """What one stage does to the cells before it, all windows together.
+    """One stage, all windows together.
 
-    cell: (F,) the certificate's numbers of the cells before the stage, window after window.
-    window: (F,) their windows. children: (F,) cells that each falls into.
-    cut_cell, cut_entry: (C,) a switching value that takes both signs inside the cell, by its place
-      in ``cell``; ascending.
-    new, parent: (G,) the certificate's numbers of the cells after the stage, window after window,
-      and the place of each one's parent in ``cell``.
+    Cells are numbered window after window, those of a window in the order of their signs: of the
+    first stage, entry by entry, -1 before 0 before 1; where these agree, of the second; and so on.
+
+    window: (F,) of the cells before the stage. children: (F,) cells that each falls into.
+    cut_cell, cut_entry: (C,) a switching value that takes both signs inside the cell; ascending.
+    parent: (G,) the cell before the stage that each cell after it lies in; ascending.
     hits: (W,) units of the stage whose sign changes somewhere in the window.
     """
 
-    cell: np.ndarray
     window: np.ndarray
     children: np.ndarray
     cut_cell: np.ndarray
     cut_entry: np.ndarray
-    new: np.ndarray
     parent: np.ndarray
     hits: np.ndarray
 
+    @property
+    def by_window(self) -> np.ndarray:
+        """(W,) cells after the stage."""
+        return np.bincount(self.window[self.parent], minlength=len(self.hits))
 
-def stage_cuts(net: CPAFunction, certificate: Certificate) -> list[StageCuts]:
-    """One table a stage.
 
-    Raises:
-      ValueError: a certificate that is not of a finished count, or of another function.
+def stage_cuts(
+    net: CPAFunction, window: np.ndarray, signs: list[np.ndarray], windows: int
+) -> list[StageCuts]:
+    """One record a stage.
+
+    Args:
+      window: (F,) of the last cells. signs: per stage (F, size), -1, 0 or 1 on each of them.
     """
-    c, stages = certificate, len(net.stages)
-    _require_finished(c, stages)
-    owner = _owners(c)
-    decided = np.flatnonzero(c.kind != LEAF)
-    at = owner[decided]
-    out = []
-    for stage, layer in enumerate(net.stages):
-        cell, new = (_of_stage(c, s) for s in (stage, stage + 1))
-        place = np.full(len(c.window), -1)
-        place[cell] = np.arange(len(cell))
-        here = c.stage[at] == stage
-        steps, row = decided[here], place[at[here]]
-        kind, entry = c.kind[steps], c.entry[steps]
-        if (entry >= layer.size).any():
-            raise ValueError(
-                f"certificate: expected {layer.size} switching values in stage {stage}"
-            )
-        # On both sides of a coincident value another one has one sign each: no split tells.
-        key = row * max(layer.size, 1) + entry
-        positive, negative = key[np.isin(kind, _POSITIVE)], key[np.isin(kind, _NEGATIVE)]
-        cut_cell, cut_entry = np.divmod(np.intersect1d(positive, negative), max(layer.size, 1))
-        parent = place[c.parent[new]]
-        window = c.window[cell]
+    words = [_ordered(sign) for sign in signs]
+    order = np.lexsort([*np.concatenate(words, axis=1).T[::-1], window] if words else [window])
+    window, out = window[order], []
+    begins = np.append(True, window[1:] != window[:-1])[: len(window)]
+    first = np.flatnonzero(begins)
+    for layer, sign, word in zip(net.stages, signs, words, strict=True):
+        sign, word = sign[order], word[order]
+        before, cell = np.flatnonzero(begins), np.cumsum(begins) - 1
+        plus, minus = (np.logical_or.reduceat(s, before) for s in (sign > 0, sign < 0))
+        seen = np.zeros((3, windows, layer.size), bool)
+        for some, of in zip(seen, (sign > 0, sign < 0, sign == 0), strict=True):
+            some[window[first]] = np.logical_or.reduceat(of, first)
+        begins = begins.copy()
+        begins[1:] |= (word[1:] != word[:-1]).any(axis=1)
+        parent = cell[begins]
         out.append(
             StageCuts(
-                cell,
-                window,
-                np.bincount(parent, minlength=len(cell)),
-                cut_cell,
-                cut_entry,
-                new,
+                window[before],
+                np.bincount(parent, minlength=len(before)),
+                *np.nonzero(plus & minus),
                 parent,
-                _hits(layer, kind, entry, window[row], int((c.parent < 0).sum())),
+                hits(np.stack([packed(s) for s in seen]), layer.unit),
             )
         )
     return out
 
 
-def _require_finished(c: Certificate, stages: int) -> None:
-    start = c.before < 0
-    after = np.bincount(c.before[~start], minlength=len(c.kind))
-    begun = np.bincount(-1 - c.before[start], minlength=len(c.window))
-    wanted = np.where(c.kind == LEAF, 0, np.where(c.kind == SPLIT, 2, 1))
-    loose = (after != wanted).any() or (begun != (c.stage < stages)).any()
-    if c.stage.max(initial=0) > stages or loose or (c.kind == OPEN).any():
-        raise ValueError(
-            "certificate: expected that of a finished count of this function, received one that "
-            "leaves cells open or has other stages"
-        )
-
-
-def _of_stage(c: Certificate, stage: int) -> np.ndarray:
-    """The cells before this stage, window after window, those of one parent together."""
-    cells = np.flatnonzero(c.stage == stage)
-    return cells[np.lexsort((c.parent[cells], c.window[cells]))]
-
-
-def _owners(c: Certificate) -> np.ndarray:
-    """(T,) the cell whose tree each step belongs to."""
-    at = c.before
-    while (later := at >= 0).any():  # twice as many steps back each time, until the tree begins
-        at = np.where(later, at[at], at)
-    return -1 - at
-
-
-def _hits(layer, kind, entry, window, windows: int) -> np.ndarray:
-    """Units with a value that is positive and negative, or zero and not, on cells of a window."""
-    seen = np.zeros((3, windows, layer.size), bool)
-    for some, kinds in zip(seen, (_POSITIVE, _NEGATIVE, (ZERO,)), strict=True):
-        rows = np.isin(kind, kinds)
-        some[window[rows], entry[rows]] = True
-    positive, negative, flat = seen
-    at, changes = np.nonzero((positive & negative) | (flat & (positive | negative)))
-    units = max(layer.units, 1)
-    key = np.unique(at * units + layer.unit[changes])
-    return np.bincount(key // units, minlength=windows)
+def _ordered(sign: np.ndarray) -> np.ndarray:
+    """(F, words) uint64 that compare as the rows do: two bits an entry, the first ones on top."""
+    bits = np.stack([sign > 0, sign == 0], axis=2).reshape(len(sign), -1)
+    some = np.packbits(bits, axis=1)
+    out = np.zeros((len(sign), -(-some.shape[1] // 8) * 8), np.uint8)
+    out[:, : some.shape[1]] = some
+    words = out.view(">u8").astype(np.uint64)
+    return words[:, (words != words[:1]).any(axis=0)]

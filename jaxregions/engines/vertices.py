@@ -109,6 +109,7 @@ def count(
     deadline: float = math.inf,
     halt: Halt | None = None,
     watch: Callable[[int], None] | None = None,
+    finish: Callable[[Ledger, Complex, int], None] | None = None,
 ) -> VertexCounts:
     """Cells of every window after every stage; all orders of a maximum's candidates are cells.
 
@@ -119,6 +120,8 @@ def count(
       max_regions: stop counting a window that has more cells. deadline: a time.monotonic() value.
       halt: asked now and then, ends the call with INTERRUPTED.
       watch: told the cells so far.
+      finish: receives (ledger, subdivision, first window) of groups of windows, with the vertices
+        of the last cells of those that are COMPLETE; None: the last stage is counted without.
 
     Raises:
       ValueError: directions of another shape.
@@ -143,12 +146,17 @@ def count(
             these = windows[np.arange(low, high)]
             ledger = Ledger(net, these, box_corners(these))
             part = counts._replace(**{n: getattr(counts, n)[low:high] for n in COLUMNS})
-            _group(ledger, part, directions, over, stopped, watch)
+            keep = finish is not None
+            skeleton = _group(ledger, part, directions, over, stopped, watch, skeletons=keep)
+            if finish is not None:
+                done = part.status[skeleton.window] == Status.COMPLETE
+                finish(ledger, skeleton.rows(done), low)
             counts.decisions[:] += ledger.decisions, ledger.settled_exactly
             each = -(-ledger.vertices.size // (high - low))
             low, size = high, max(1, min(4 * size, GROUP // each))
     except KeyboardInterrupt:
-        counts.status[counts.status < 0] = Status.INTERRUPTED
+        left = counts.status[low:]
+        left[(left < 0) | (left == Status.COMPLETE)] = Status.INTERRUPTED
     return counts
 
 
@@ -306,7 +314,7 @@ def _descend(task: Task, part: Part) -> None:
     if depth == task.k:
         _tally(task, _per_window(task, part.window, part.apexes))
         return
-    edges = edges_of(task.layer, part)
+    edges = edges_of(task.layer.words, task.layer.sides, part)
     cells, level = swept(task.layer, part, edges)
     task.status[level] = Status.DEGENERATE
     _tally(task, cells)

@@ -11,11 +11,20 @@ from jaxregions.engines.frontier import ENGINES
 from jaxregions.partitions.reading import level_set, to_dict, to_networkx
 from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.partitions.refining import refined
+from jaxregions.partitions.tables import stage_tables
 from jaxregions.partitions.trees import grown
 from jaxregions.regions import prepared
 from jaxregions.windows import Window
 
-__all__ = ["Partition", "StageTable", "level_set", "partition", "to_dict", "to_networkx"]
+__all__ = [
+    "Partition",
+    "StageTable",
+    "level_set",
+    "partition",
+    "stage_tables",
+    "to_dict",
+    "to_networkx",
+]
 
 
 def partition(
