@@ -37,7 +37,8 @@ class Status(IntEnum):
     MAX_REGIONS, MAX_SECONDS: the limit was reached: raise it, or use smaller windows.
     INTERRUPTED: Ctrl-C.
     DEGENERATE: of the engine "vertices" alone: switching values vanish together in a way that it
-      does not order, such as equal hyperplanes; "cells" counts such windows.
+      does not order, such as equal hyperplanes; "cells" counts such windows. Of ``stage_tables``:
+      cells too thin for floats, which ``count_regions`` calls not ``certified``.
     """
 
     COMPLETE = 0

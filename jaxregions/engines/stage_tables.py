@@ -80,7 +80,7 @@ def stage_cuts(
 
 def _ordered(sign: np.ndarray) -> np.ndarray:
     """(F, words) uint64 that compare as the rows do: two bits an entry, the first ones on top."""
-    bits = np.stack([sign > 0, sign == 0], axis=2).reshape(len(sign), -1)
+    bits = np.stack([sign > 0, sign == 0], axis=2).reshape(len(sign), 2 * sign.shape[1])
     some = np.packbits(bits, axis=1)
     out = np.zeros((len(sign), -(-some.shape[1] // 8) * 8), np.uint8)
     out[:, : some.shape[1]] = some

@@ -45,7 +45,9 @@ def _simplices(words: Tables, skeleton: Complex) -> np.ndarray:
     """(F, k + 1) rows of a vertex of every cell, and of the other ends of its k edges there."""
     sides = 2 * skeleton.planes.shape[1]
     vertex, key, above = cells_around(words, skeleton)
-    _, first = np.unique(key, return_index=True)
+    order = np.argsort(key)
+    key = key[order]
+    first = order[np.append(True, key[1:] != key[:-1])]
     vertex, above = vertex[first], above[first]
     edges = edges_of(words, sides, skeleton)
     order = np.argsort(edges.key)

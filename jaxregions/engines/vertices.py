@@ -148,8 +148,8 @@ def count(
             part = counts._replace(**{n: getattr(counts, n)[low:high] for n in COLUMNS})
             keep = finish is not None
             skeleton = _group(ledger, part, directions, over, stopped, watch, skeletons=keep)
-            if finish is not None:
-                done = part.status[skeleton.window] == Status.COMPLETE
+            done = part.status[skeleton.window] == Status.COMPLETE
+            if finish is not None and done.any():
                 finish(ledger, skeleton.rows(done), low)
             counts.decisions[:] += ledger.decisions, ledger.settled_exactly
             each = -(-ledger.vertices.size // (high - low))

@@ -198,8 +198,7 @@ _FROM = {
 def _from_certificate(f: Any, c: Certificate, options: tuple) -> tuple[CPAFunction, Found]:
     if not isinstance(f, CPAFunction):
         raise ValueError(
-            "f: expected the result of jr.trace with a certificate, received "
-            f"{type(f).__name__}"
+            f"f: expected the result of jr.trace with a certificate, received {type(f).__name__}"
         )
     if any(option is not None for option in options):
         raise ValueError(
