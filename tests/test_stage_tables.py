@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import oracles
 import pytest
-from small_networks import gaussian_layers, integer_layers, integer_windows, traced
+from small_networks import gaussian_layers, integer_layers, integer_windows, recipe, traced
 
 import jaxregions as jr
 from jaxregions import zoo
@@ -141,6 +141,17 @@ def test_engines_agree_on_windows_of_four_dimensions():
     assert len(assert_engines_agree(net, windows)) == 6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sizes", "seed", "radius", "regions"),
+    [((3, 16, 16), 3, 1.0, 4896), ((4, 16, 16), 4, 0.5, 17007), ((5, 9, 9), 5, 0.3, None)],
+)
+def test_recipe_networks(sizes, seed, radius, regions):
+    net, window = traced(recipe(sizes, seed)), jr.Window(np.zeros(sizes[0]), radius)
+    ((*_, last),) = assert_engines_agree(net, window)
+    assert regions in (None, last.regions)
+
+
 def mixed_layers(seed, sizes, hows):
     """As ``integer_layers``, in general position."""
     rng = np.random.default_rng(seed)
@@ -172,19 +183,21 @@ def test_engines_agree_on_hundreds_of_networks(k, hows):
         assert_engines_agree(traced(mixed_layers(200 * k + seed, sizes, hows)), windows)
 
 
-@pytest.mark.parametrize(
-    ("widths", "k"),
-    [
-        ((7,), 3),
-        *(
-            pytest.param(widths, k, marks=pytest.mark.slow)
-            for widths in ((6, 5), (9, 4, 3))
-            for k in (1, 2, 3, 4)
-        ),
-    ],
-)
+def test_planes_through_one_point_need_no_sign_tree(monkeypatch):
+    """In windows around, beside and far from it."""
+    (weights, bias, how), *rest = gaussian_layers(0, (3, 6, 6, 1))
+    net = traced([(weights, 0 * bias, how), *rest])
+    windows = jr.Window(np.outer([0.01, 0.5, 2.0], np.ones(3)), 0.4)
+    expected = jr.stage_tables(net, windows, engine="cells")
+    monkeypatch.setattr(tables, "_by_cells", None)
+    assert_same(jr.stage_tables(net, windows), expected)
+    assert expected[0][0].children.tolist() == [2 * (1 + 5 + 10)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("widths", [(6, 5), (9, 4, 3)])
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_batchnorm_around_its_centroid_needs_no_sign_tree(monkeypatch, widths, k):
-    """All hyperplanes of the first layer in one point; two more windows, beside and far from it."""
     rng = np.random.default_rng(k)
     batch = rng.normal(size=(32, k))
     model = zoo.MLP(widths=widths)
@@ -201,6 +214,23 @@ def test_batchnorm_around_its_centroid_needs_no_sign_tree(monkeypatch, widths, k
     assert whole.cut_unit.tolist() == list(range(widths[0]))
 
 
+def test_degenerate_windows_alone_go_to_the_sign_tree(monkeypatch):
+    """Equal planes, in one window of three."""
+    (weights, bias, how), *rest = gaussian_layers(0, (3, 6, 6, 1))
+    weights[1], bias[:2] = 2 * weights[0], 0
+    net = traced([(weights, bias, how), *rest])
+    windows = jr.Window(np.outer([3.0, 0.0, -3.0], weights[0]), 0.5)
+    expected, real, asked = jr.stage_tables(net, windows, engine="cells"), tables._by_cells, []
+
+    def by_cells(net, flat, *rest):
+        asked.append(flat.center.tolist())
+        return real(net, flat, *rest)
+
+    monkeypatch.setattr(tables, "_by_cells", by_cells)
+    assert_same(jr.stage_tables(net, windows, engine="vertices"), expected)
+    assert asked == [[[0.0] * 3]]
+
+
 @pytest.mark.parametrize("power", [20, 60])
 def test_cells_thinner_than_the_rounding_of_their_vertices(power):
     """k + 1 planes through nearly one point: a simplex with legs of 2^-power is a cell."""
@@ -214,7 +244,7 @@ def test_cells_thinner_than_the_rounding_of_their_vertices(power):
 
 
 def test_numbers_are_those_of_a_partition_but_for_the_order():
-    net = traced(integer_layers(0, (3, 4, 3, 1), ("relu", "hard_tanh", None)))
+    net = traced(integer_layers(0, (3, 6, 6, 1), ("relu", "relu", None)))
     windows = integer_windows(0, 3, 3, 2)
     for i, own in enumerate(jr.stage_tables(net, windows)):
         part = jr.partition(net, windows[i], affine=False)
@@ -242,11 +272,10 @@ def crossings(table):
 @pytest.mark.parametrize("engine", ["planar", "vertices", "cells"])
 def test_no_stage_or_none_that_cuts(engine):
     k = 2 if engine == "planar" else 3
-    windows = jr.Window(np.zeros((2, 3)), np.full(k, 1.0), np.eye(3)[:, :k])
+    windows = jr.Window(np.zeros((2, 3)), 1.0, np.eye(3)[:, :k])
     assert jr.stage_tables(lambda x: 2 * x, windows, engine=engine) == [(), ()]
-    net = traced(gaussian_layers(0, (3, 6, 6, 1)))
-    still = [(0 * w, np.maximum(b, 0), how) for w, b, how in gaussian_layers(0, (3, 6, 6, 1))]
-    net = traced([(np.eye(3), np.full(3, -5.0), "relu"), *still[1:]])
+    layers = [(w, np.maximum(b, 0), how) for w, b, how in gaussian_layers(0, (3, 6, 6, 1))]
+    net = traced([(np.eye(6, 3), np.full(6, -5.0), "relu"), *layers[1:]])  # dead, then 0 or b
     for own in jr.stage_tables(net, windows, engine=engine):
         for table in own:
             assert (*table[:3], len(table.cut_unit)) == (1, 1, 0, 0)
@@ -287,12 +316,25 @@ def test_an_interrupt_leaves_whole_tables_or_none(monkeypatch, call, times, fini
     assert_same(found[:finished], expected[:finished])
 
 
-def test_cells_without_a_float_in_them_have_no_tables():
-    third = 1.0 / 3  # rounded down: no float64 lies between it and 1/3
-    net = traced([(np.array([[1.0], [3.0]]), np.array([-third, -1.0]), "relu")])
-    window = jr.Window(np.zeros(1), 1.0)
+def test_cells_without_a_float_in_them():
+    """Between 1/3 rounded down, which is a plane, and 1/3 itself."""
+    weights = np.array([[1.0, 0, 0], [3, 0, 0], [0, 1, 0], [1, 0, 1]])
+    layers = [(weights, -np.array([1 / 3, 1, 0, 0.25]), "relu")]
+    net, window = traced(layers), jr.Window(np.zeros(3), 1.0)
     assert jr.stage_tables(net, window, engine="cells") == [jr.Status.DEGENERATE]
-    assert jr.stage_tables(net, window)[0][0].regions == 3
+    found = jr.stage_tables(net, window)
+    assert_same(found, [exact_tables(layers, np.zeros(3), 1.0)])
+    assert found[0][0].regions == 12
+
+
+def test_cells_of_windows_that_are_not_complete_do_not_count():
+    net = traced(gaussian_layers(0, (3, 6, 6, 1)))
+    windows = jr.Window(np.random.default_rng(0).normal(size=(3, 3)), 0.5)
+    listed = tables._by_vertices(net, windows, NO_LIMITS, lambda *_: None)
+    listed.status[1] = jr.Status.INTERRUPTED
+    first, second, third = tables._tables(net, listed)
+    assert second is jr.Status.INTERRUPTED
+    assert_same([first, third], jr.stage_tables(net, windows[np.array([0, 2])]))
 
 
 def test_cells_that_were_not_counted_are_refused(monkeypatch):

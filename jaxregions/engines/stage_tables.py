@@ -65,16 +65,10 @@ def stage_cuts(
             some[window[first]] = np.logical_or.reduceat(of, first)
         begins = begins.copy()
         begins[1:] |= (word[1:] != word[:-1]).any(axis=1)
-        parent = cell[begins]
-        out.append(
-            StageCuts(
-                window[before],
-                np.bincount(parent, minlength=len(before)),
-                *np.nonzero(plus & minus),
-                parent,
-                hits(np.stack([packed(s) for s in seen]), layer.unit),
-            )
-        )
+        parent, (cut_cell, cut_entry) = cell[begins], np.nonzero(plus & minus)
+        children = np.bincount(parent, minlength=len(before))
+        found = hits(np.stack([packed(s) for s in seen]), layer.unit)
+        out.append(StageCuts(window[before], children, cut_cell, cut_entry, parent, found))
     return out
 
 

@@ -18,8 +18,8 @@ class StageTable(NamedTuple):
     """What one stage did: its parents are the cells after the stage before.
 
     parents, regions: number of cells before and after. hits: units whose piece changes inside the
-    window, -1: not known. cut_parent, cut_unit: (C,) which unit cuts which parent; a unit with several
-    breakpoints comes once per breakpoint. children: (parents,) cells that each falls into.
+    window, -1: not known. cut_parent, cut_unit: (C,) which unit cuts which parent; a unit with
+    several breakpoints comes once per breakpoint. children: (parents,) cells that each falls into.
     parent: (regions,) the parent of every cell.
     """
 

@@ -29,7 +29,7 @@ __all__ = ["stage_tables"]
 Watch = Callable[[int, int], None]
 
 
-class Found(NamedTuple):
+class Listing(NamedTuple):
     """The last cells of those windows that are COMPLETE.
 
     status: (W,) of every window. by_stage: (W, S) cells after each stage, as they were counted.
@@ -92,7 +92,7 @@ def stage_tables(
         return _tables(net, how(net, flat, limits._replace(halt=halt), watch))
 
 
-def _tables(net: CPAFunction, found: Found) -> list[tuple[StageTable, ...] | Status]:
+def _tables(net: CPAFunction, found: Listing) -> list[tuple[StageTable, ...] | Status]:
     """
     Raises:
       RuntimeError: other cells than were counted.
@@ -137,7 +137,7 @@ def _table(cuts: StageCuts, window: int, unit: np.ndarray, contest: bool) -> Sta
 # The engines -------------------------------------------------------------------------------------
 
 
-def _by_refining(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> Found:
+def _by_refining(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> Listing:
     """Dimension 1 and 2, with the geometry of the last stage."""
     module, parts = ENGINES[flat.dimension], []
 
@@ -147,10 +147,10 @@ def _by_refining(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
         parts.append((first + faces.window, patterns(inner, len(net.stages))))
 
     tally = frontier.explore(net, flat, limits=limits, finish=finish, watch=watch)
-    return Found(tally.status, tally.by_stage, parts)
+    return Listing(tally.status, tally.by_stage, parts)
 
 
-def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> Found:
+def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> Listing:
     """From the last subdivision's vertices; what is too degenerate for them by "cells"."""
     parts = []
 
@@ -174,17 +174,17 @@ def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
         rest = _by_cells(net, flat[left], limits, watch)
         counts.status[left], counts.by_stage[left] = rest.status, rest.by_stage
         parts += [(left[window], signs) for window, signs in rest.parts]
-    return Found(counts.status, counts.by_stage, parts)
+    return Listing(counts.status, counts.by_stage, parts)
 
 
-def _by_cells(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> Found:
+def _by_cells(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> Listing:
     """From the sign tree's certificate."""
     counts = count_cells(net, flat, limits=limits, certificate=True, watch=watch)
     assert isinstance(counts.certificate, Certificate)
     thin = (counts.status == Status.COMPLETE) & ~counts.certified
     status = np.where(thin, Status.DEGENERATE, counts.status)
     part = certified_signs(net, counts.certificate, status == Status.COMPLETE)
-    return Found(status, counts.by_stage, [part])
+    return Listing(status, counts.by_stage, [part])
 
 
 _FROM = {
@@ -195,7 +195,7 @@ _FROM = {
 }
 
 
-def _from_certificate(f: Any, c: Certificate, options: tuple) -> tuple[CPAFunction, Found]:
+def _from_certificate(f: Any, c: Certificate, options: tuple) -> tuple[CPAFunction, Listing]:
     if not isinstance(f, CPAFunction):
         raise ValueError(
             f"f: expected the result of jr.trace with a certificate, received {type(f).__name__}"
@@ -210,4 +210,4 @@ def _from_certificate(f: Any, c: Certificate, options: tuple) -> tuple[CPAFuncti
     after = [np.bincount(c.window[c.stage == s + 1], minlength=windows) for s in range(stages)]
     by_stage = np.stack(after, axis=1) if after else np.zeros((windows, 0), np.int64)
     whole = np.ones(windows, bool)
-    return f, Found(np.zeros(windows, np.int64), by_stage, [certified_signs(f, c, whole)])
+    return f, Listing(np.zeros(windows, np.int64), by_stage, [certified_signs(f, c, whole)])
