@@ -8,8 +8,9 @@ from flax import nnx
 
 import jaxregions as jr
 from jaxregions.refinement import estimate as estimating
-from jaxregions.refinement import layers, network
+from jaxregions.refinement import layers, network, samplers
 from jaxregions.refinement.first_layer import first_hyperplanes
+from jaxregions.refinement.programs import needed
 from jaxregions.zoo import MLP, SmallCNN
 
 KEY = jax.random.key(3)
@@ -232,6 +233,19 @@ def test_many_open_pairs_are_measured_in_float64_first(monkeypatch):
     assert not decided.all()  # ties are left to the rationals
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def test_only_what_the_first_hyperplanes_need_is_drawn():
+    """The first layer and its BatchNorm, of which the running statistics are not drawn at all."""
+    model, call = MLP(widths=(5, 4), num_outputs=2), samplers.Call((), ())
+    own = samplers.source(model, None, call, (2,))
+    variables = jax.eval_shape(own.draw, KEY)
+    keep = jax.tree.unflatten(jax.tree.structure(variables), needed(own, call, (16, 2)))
+    assert set(variables) == {"params"}
+    first = {"dense_0", "norm_0"}
+    assert keep["params"] == {
+        name: dict.fromkeys(part, name in first) for name, part in variables["params"].items()
+    }
 
 
 def test_samples_that_are_no_numbers_are_refused():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import compress
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ __all__ = [
     "counted",
     "draws_of",
     "moved",
+    "needed",
     "once",
     "placed",
     "quantities",
@@ -44,7 +46,8 @@ class Plan(NamedTuple):
 
     shape: of one input. block: samples a block. rows: None, or (size, of how many) of a mini-batch.
     points: how many there are to draw from, 0: none. regions: "exact", "bracket" or "none".
-    generic: coincidences need not be looked for.
+    generic: coincidences need not be looked for. keep: the leaves of the variables that are asked
+    for, the others are not drawn; None: all of them, as the tree they are.
     """
 
     own: Source
@@ -55,6 +58,7 @@ class Plan(NamedTuple):
     points: int
     regions: str
     generic: bool
+    keep: tuple[bool, ...] | None
     mesh: Mesh
 
 
@@ -76,18 +80,29 @@ class Counts(NamedTuple):
 
 @lru_cache(maxsize=32)
 def drawing(
-    own: Source, block: int, rows: tuple[int, int] | None, points: int, mesh: Mesh
+    own: Source,
+    block: int,
+    rows: tuple[int, int] | None,
+    points: int,
+    keep: tuple[bool, ...] | None,
+    mesh: Mesh,
 ) -> Callable[..., Any]:
     """(key, starts) -> Draw: ``block`` samples from each start on, one start a row of the mesh.
 
     Compiled once for all rows, as the others: what a row computes does not depend on how many
-    there are.
+    there are. With ``keep`` the variables are a list of these leaves.
     """
     row = PartitionSpec(mesh.axis_names[0])
 
+    def sample(key, i):
+        found = samplers.draw(key, i, own, rows, points)
+        if keep is None:
+            return found
+        return found._replace(variables=list(compress(jax.tree.leaves(found.variables), keep)))
+
     def one(key, start):
         index = start[0] + jnp.arange(block, dtype=jnp.uint32)
-        return jax.vmap(lambda i: samplers.draw(key, i, own, rows, points))(index)
+        return jax.vmap(lambda i: sample(key, i))(index)
 
     return jax.jit(_spread(mesh, one, (PartitionSpec(), row), row))
 
@@ -102,8 +117,10 @@ def placing(plan: Plan) -> Callable[..., Any]:
         if plan.rows is not None:
             batch = batch[draw.rows]
             centroid = batch.mean(axis=0)
-        twins = samplers.twins(plan.own, plan.call, samplers.widened(draw.variables), batch)
-        pair = [first_hyperplanes(trace(f, np.zeros(plan.shape)), centroid) for f in twins]
+        variables = draw.variables
+        if plan.keep is not None:
+            variables = _filled(plan.own, plan.keep, variables)
+        pair = _planes(plan.own, plan.call, plan.shape, variables, batch, centroid)
         finite = [jnp.isfinite(p.normal).all() & ~jnp.isnan(p.offset).any() for p in pair]
         return tuple(pair), finite[0] & finite[1]
 
@@ -111,6 +128,38 @@ def placing(plan: Plan) -> Callable[..., Any]:
         return jax.vmap(lambda d: one(d, given))(draws)
 
     return jax.jit(_spread(plan.mesh, block, (row, PartitionSpec()), row))
+
+
+@lru_cache(maxsize=32)
+def needed(own: Source, call: Call, batch_shape: tuple[int, ...]) -> tuple[bool, ...]:
+    """The leaves of the variables on which both twins' first hyperplanes depend."""
+    variables = jax.eval_shape(own.draw, jax.random.key(0))
+    leaves, tree = jax.tree.flatten(variables)
+
+    def planes(leaves, batch):
+        variables = jax.tree.unflatten(tree, leaves)
+        return _planes(own, call, batch_shape[1:], variables, batch, batch.mean(axis=0))
+
+    with jax.enable_x64(True):
+        found = samplers.used(planes, leaves, jax.ShapeDtypeStruct(batch_shape, np.float64))
+    keys = (jnp.issubdtype(v.dtype, jax.dtypes.extended) for v in leaves)  # nothing to fill in
+    return tuple(map(any, zip(found, keys, strict=True)))
+
+
+def _planes(own: Source, call: Call, shape: Any, variables: Any, batch: Any, centroid: Any) -> Any:
+    """Both twins' first hyperplanes."""
+    twins = samplers.twins(own, call, samplers.widened(variables), batch)
+    return [first_hyperplanes(trace(f, np.zeros(shape)), centroid) for f in twins]
+
+
+def _filled(own: Source, keep: tuple[bool, ...], kept: list[Any]) -> Any:
+    """The tree of the variables, zeros where they were not drawn."""
+    leaves, tree = jax.tree.flatten(jax.eval_shape(own.draw, jax.random.key(0)))
+    known = iter(kept)
+    drawn = [
+        next(known) if k else jnp.zeros(v.shape, v.dtype) for k, v in zip(keep, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, drawn)
 
 
 @lru_cache(maxsize=32)
@@ -224,7 +273,7 @@ def once(function: Any, *arguments: Any) -> Any:
 def draws_of(job: Job, numbers: np.ndarray) -> Any:
     """The samples of these blocks, in the caller's precision."""
     plan = job.plan
-    draw = drawing(plan.own, plan.block, plan.rows, plan.points, plan.mesh)
+    draw = drawing(plan.own, plan.block, plan.rows, plan.points, plan.keep, plan.mesh)
     return draw(job.key, (numbers * plan.block).astype(np.uint32))
 
 

@@ -13,7 +13,7 @@ from flax import linen, nnx
 
 from jaxregions.batchnorm import condition, without_batchnorm
 
-__all__ = ["Call", "Draw", "Source", "draw", "source", "twins", "widened"]
+__all__ = ["Call", "Draw", "Source", "draw", "source", "twins", "used", "widened"]
 
 
 class Draw(NamedTuple):
@@ -100,6 +100,16 @@ def twins(own: Source, call: Call, variables: Any, batch: Any) -> tuple[Any, Any
         condition(m, state, batch, *call.args, **call.kwargs)
         for m in (model, without_batchnorm(model))
     )  # type: ignore[return-value]
+
+
+def used(function: Callable[..., Any], leaves: list[Any], *more: Any) -> tuple[bool, ...]:
+    """On which of the leaves function(leaves, *more) depends; of shapes alone, nothing is run."""
+    jaxpr = jax.make_jaxpr(function)(leaves, *more).jaxpr
+    live = set(map(id, jaxpr.outvars))
+    for eqn in reversed(jaxpr.eqns):
+        if live.intersection(map(id, eqn.outvars)):
+            live.update(map(id, eqn.invars))
+    return tuple(id(v) in live for v in jaxpr.invars[: len(leaves)])
 
 
 def widened(tree: Any, xp: Any = jnp) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxregions.batchnorm import centroid
 from jaxregions.refinement import layers, network, samplers
 from jaxregions.refinement.blocks import Layout
-from jaxregions.refinement.programs import Counts, Given, Job, Plan, once, quantities
+from jaxregions.refinement.programs import Counts, Given, Job, Plan, needed, once, quantities
 from jaxregions.refinement.samplers import Call, Source
 from jaxregions.refinement.statistics import Moments
 from jaxregions.tracing import trace
@@ -103,6 +103,7 @@ def open_stream(request: Request, where: Layout) -> Stream:
         points=0 if request.points is None else len(request.points),
         regions=regions,
         generic=request.generic,
+        keep=None if whole else once(needed, own, call, (size, *shape)),
         mesh=where.mesh,
     )
     given = Given(
