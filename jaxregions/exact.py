@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "gamma",
     "key",
+    "quotient",
     "rank",
     "rational",
     "rational_backend",
@@ -58,8 +59,13 @@ def rational_backend() -> str:
 
 def rational(x: Any) -> Any:
     """The exact rational that a finite float (or NumPy scalar) is."""
-    numerator, denominator = float(x).as_integer_ratio()
-    return Fraction(numerator, denominator) if _fmpq is None else _fmpq(numerator, denominator)
+    return quotient(*float(x).as_integer_ratio())
+
+
+def quotient(numerator: int, denominator: int) -> Any:
+    """The exact rational of two whole numbers."""
+    make: Any = Fraction if _fmpq is None else _fmpq
+    return make(numerator, denominator)
 
 
 def rationals(array: Any) -> np.ndarray:

@@ -48,15 +48,16 @@ class RegionCounts:
     activation_regions: non-empty full-dimensional cells of equal activation pattern. Where
       ``status`` is not COMPLETE: a proven lower bound.
     affine_regions: maximal connected open sets on which f is affine; None unless asked for, and
-      -1 where ``status`` is not COMPLETE or ``certified`` is False.
+      -1 where ``status`` is not COMPLETE.
     hits: (..., S) units of each stage whose piece changes across some facet inside the window; -1
       where the stage was not reached, and for k >= 3 in a stage with maxima over many candidates
       unless affine regions are asked for.
     by_stage: (..., S) cells after each stage, 0 where not reached. In a function with maxima over
       many candidates the rounds of a maximum are stages, and cells that differ in the order of
       losers only are one region in the end.
-    certified: every decision behind the numbers was proven in float64 or made in rationals; where
-      not, ``activation_regions`` is a proven lower bound.
+    certified: every decision behind the numbers was proven in float64 or made in rationals. True
+      wherever ``status`` is COMPLETE; by "cells" False for counts that were stopped, whose
+      ``activation_regions`` is a proven lower bound all the same.
     status: why the count ended, a ``Status``.
     decisions, settled_exactly: of all windows together: float64 decisions, and how many of them
       were too close and were made again in rationals. By "cells": linear programs in place of the
@@ -289,8 +290,9 @@ def _by_cells(
     regions, hits, record = found.regions, found.hits, found.certificate
     if contests and record is not None:
         merged = merged_regions(net, flat, *region_points(record, len(net.stages)))
-        whole = found.certified & (found.status == Status.COMPLETE)
-        regions = np.where(whole, merged, 1)  # cells of unfinished windows may still merge
+        regions = np.where(
+            found.certified, merged, 1
+        )  # cells of unfinished windows may still merge
         played = [any(g.contest is not None for g in s.groups) for s in net.stages]
         hits = np.where(played, -1, hits)
     return build(

@@ -110,7 +110,7 @@ def test_orders_of_losers_are_merged_as_in_the_plane():
         windows = jr.Window(np.random.default_rng(seed).normal(size=(3, 2)), 1.5)
         cells = count_cells(net, windows, limits=UNLIMITED, certificate=True)
         last = cells.certificate.stage == len(net.stages)
-        at = cells.certificate.window[last], cells.certificate.witness[last]
+        at = cells.certificate.window[last], cells.certificate.witness[last], {}
         regions = merged_regions(net, windows, *at)
         assert regions.tolist() == jr.count_regions(net, windows).activation_regions.tolist()
         assert (regions <= cells.regions).all()
@@ -216,12 +216,14 @@ def test_thin_cells_are_found():
     assert found.certified.all()
 
 
-def test_a_cell_without_a_float_in_it_is_not_passed_over_in_silence():
+def test_cells_without_a_float_in_them_are_counted_and_refined():
     third = 1.0 / 3  # rounded down: no float64 lies between it and 1/3
-    layers = [(np.array([[1.0], [3.0]]), np.array([-third, -1.0]), "relu")]
-    found = counted(layers, box(1, 1.0))
-    assert not found.certified[0]
-    assert found.regions[0] == 2
+    first = np.array([[1.0, 0, 0], [3.0, 0, 0]]), np.array([-third, -1.0]), "relu"
+    weights = np.array([[1.0, -1.0], [-2.0, 1.0], [2.0, -0.5]])
+    layers = [first, (weights, np.array([2.0**-56, 0.0, 2.0**-55]), "relu")]
+    found = counted(layers, box(3, 1.0))
+    assert found.by_stage[0].tolist() == exact_cells(layers, [1.0] * 3) == [3, 5]
+    assert found.certified.all()
 
 
 def test_a_function_without_stages_is_one_region():

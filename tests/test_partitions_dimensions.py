@@ -443,14 +443,17 @@ def test_no_time_leaves_the_window():
 
 
 @pytest.mark.slow
-def test_a_cell_without_a_float_in_it_is_not_passed_over_in_silence():
+def test_cells_without_a_float_in_them_have_maps_and_facets():
     third = 1.0 / 3  # rounded down: no float64 lies between it and 1/3
-    weights = np.array([[1.0, 0, 0], [3.0, 0, 0]])
-    layers = [(weights, np.array([-third, -1.0]), "relu")]
+    first = np.array([[1.0, 0, 0], [3.0, 0, 0]]), np.array([-third, -1.0]), "relu"
+    layers = [first, (np.array([[1.0, -1.0]]), np.array([2.0**-56]), None)]
     part = jr.partition(traced(layers), CUBE)
-    assert (part.certified, part.activation_regions, part.affine_regions) == (False, 2, -1)
+    assert (part.certified, part.activation_regions, part.affine_regions) == (True, 3, 3)
+    assert part.witness_inside.sum() == 2
+    assert sorted(zip(part.left.tolist(), part.right.tolist(), strict=True)) == [(0, 1), (1, 2)]
+    assert part.slope[:, 0].tolist() == [[-2, 0, 0], [1, 0, 0], [0, 0, 0]]
     counts = jr.count_regions(traced(layers), CUBE, affine=True)
-    assert (counts.certified, counts.affine_regions) == (False, -1)
+    assert (counts.certified, counts.affine_regions) == (True, 3)
 
 
 def test_many_windows_are_what_each_is_alone():

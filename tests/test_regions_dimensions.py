@@ -146,7 +146,7 @@ THIN = (  # rows, powers of two, offsets
 
 
 @pytest.mark.slow
-def test_a_partition_that_floats_cannot_finish_says_so():
+def test_what_floats_cannot_finish_is_finished_in_rationals():
     first, second, third = (np.ldexp(rows, np.array(p)[:, None]) for rows, p in THIN)
 
     def f(x):
@@ -154,6 +154,10 @@ def test_a_partition_that_floats_cannot_finish_says_so():
         z = jnp.abs(second @ (z + jnp.abs(z)) + np.array([0.0, 2.0]))
         return jax.nn.hard_tanh(third @ z + np.array([-1.0, 2.0, 2.0, 1.0, 2.0]))
 
-    part = jr.partition(f, jr.Window([0.5, -0.5, 1.0], [1.0, 2.0, 0.5]))
-    assert (part.certified, part.affine_regions, len(part.left)) == (False, -1, 0)
-    assert 1 < part.activation_regions <= 47  # by an enumeration in rationals
+    net, window = jr.trace(f, np.zeros(3)), jr.Window([0.5, -0.5, 1.0], [1.0, 2.0, 0.5])
+    part = jr.partition(net, window)
+    assert part.certified
+    assert part.activation_regions == 47  # by an enumeration in rationals
+    counts = jr.count_regions(net, window, certificate=True)
+    assert (counts.certified, counts.activation_regions) == (True, 47)
+    assert jr.verify(net, window, counts.certificate) is True

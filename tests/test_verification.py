@@ -10,7 +10,7 @@ from small_networks import integer_layers, integer_windows, recipe, traced
 import jaxregions as jr
 from jaxregions.engines import certificates
 from jaxregions.engines.cells import count_cells
-from jaxregions.engines.certificates import ABOVE, LEAF, OPEN, SPLIT, load_certificate
+from jaxregions.engines.certificates import ABOVE, LEAF, SPLIT, load_certificate
 from jaxregions.engines.frontier import Limits
 from jaxregions.verification import proven_regions, verify
 
@@ -55,6 +55,31 @@ def test_concurrent_hyperplanes_have_proofs_in_whole_numbers(concurrent):
     net, windows, counts = concurrent
     assert verify(net, windows, counts.certificate) is True
     assert len(counts.certificate.exact_proof) > 0
+
+
+@pytest.fixture(scope="module")
+def thin():
+    """A cell between a float and the next, split by a second stage."""
+    first = np.array([[1.0], [3.0]]), np.array([-1 / 3, -1.0]), "relu"
+    layers = [first, (np.array([[1.0, -1.0], [2.0, 1.0]]), np.array([2.0**-56, -1.0]), "relu")]
+    net, windows = traced(layers), jr.Window(np.zeros((1, 1)), 1.0)
+    return net, windows, certified(net, windows)
+
+
+def test_points_that_are_no_floats_are_checked(thin, tmp_path):
+    net, windows, counts = thin
+    assert verify(net, windows, counts.certificate) is True
+    assert proven(net, counts.certificate, windows) == [5]
+    assert jr.count_regions(net, windows).activation_regions == 5  # by segments
+    number = len(counts.certificate.exact_cell)
+    assert number > 0
+    jr.save_certificate(tmp_path / "thin", counts.certificate)
+    assert verify(net, windows, tmp_path / "thin") is True
+    for text in ("1/3 0/1", "1/3", "1/2 1/8", "2/1 1/8", "1/0 1/1", "x/1 1/1", ""):
+        wrong = counts.certificate._replace(exact_point=np.array(number * [text]))
+        assert verify(net, windows, wrong) is not True
+    none = counts.certificate._replace(exact_cell=np.zeros(0, int), exact_point=np.zeros(0, str))
+    assert verify(net, windows, none) is not True
 
 
 def test_degenerate_slices_with_dead_units():
@@ -292,7 +317,6 @@ TAMPERED = {
     "proof that does not exist": lambda c: changed(c, proof=put(0, len(c.clause))),
     "refuted by itself": lambda c: changed(c, proof=lambda p: put(first(p >= 0), -1)(p)),
     "split not made": lambda c: changed(c, kind=put(first(c.kind == SPLIT), ABOVE)),
-    "side left open": lambda c: changed(c, kind=put(first(c.proof >= 0), OPEN)),
     "side unknown": lambda c: changed(c, kind=put(first(c.proof >= 0), 9)),
     "zero that is none": lambda c: changed(c, kind=lambda k: put(first((k == 1) | (k == 2)), 3)(k)),
     "sides of a split exchanged": lambda c: changed(
@@ -356,8 +380,8 @@ def test_tampered_whole_multipliers_are_refused(concurrent, edit):
 
 
 @pytest.mark.parametrize("name", certificates.Certificate._fields)
-def test_columns_of_another_kind_are_refused(concurrent, name):
-    net, windows, counts = concurrent
+def test_columns_of_another_kind_are_refused(concurrent, thin, name):
+    net, windows, counts = thin if name in ("exact_cell", "exact_point") else concurrent
     column = getattr(counts.certificate, name)
     for other in (column[:-1], column[0], column[None], column.astype(object), column.tolist()):
         edited = counts.certificate._replace(**{name: other})

@@ -18,7 +18,7 @@ from jaxregions.engines.certificates import Certificate, Recorder
 from jaxregions.engines.enclosures import enclosed_rows
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.points import Frame, frame_of
-from jaxregions.engines.search import Cell, Search, Stopped, new_search
+from jaxregions.engines.search import Cell, Search, Stopped, coarse_rows, new_search
 from jaxregions.engines.signtree import children
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -42,11 +42,11 @@ _ENTRIES = 1 << 22  # numbers in their rows
 class CellCounts:
     """Per window, (W,) unless said otherwise.
 
-    regions: non-empty full-dimensional cells of equal signs; where ``status`` is not COMPLETE or
-      ``certified`` is False, a proven lower bound.
+    regions: non-empty full-dimensional cells of equal signs; where ``status`` is not COMPLETE a
+      proven lower bound.
     by_stage: (W, S) cells after each stage, 0 where that is not finished.
     hits: (W, S) units with a switching value that changes sign in the window; -1 likewise.
-    certified: every kept cell has a proven witness and every discarded side a checked proof.
+    certified: complete: every kept cell has a proven witness and every discarded side a proof.
     status: of ``frontier.Status``.
     programs, settled_exactly: linear programs solved, and decisions made in rationals.
     certificate: of all windows together, or the file it is in, if asked for.
@@ -132,7 +132,7 @@ def enclose(search: Search, frame: Frame, batch: list[Cell]) -> None:
     radius = search.radius[window]
     rows = enclosed_rows(search.net, frame, window, radius, u, step, batch[0].stage)
     for cell, own in zip(batch, rows, strict=True):
-        cell.rows = own
+        cell.rows = own if cell.spans is None else coarse_rows(search, cell)
 
 
 def counts(search: Search) -> CellCounts:
@@ -156,7 +156,7 @@ def counts(search: Search) -> CellCounts:
         search.bound.copy(),
         np.where(done[:, None], by_stage, 0),
         np.where(done[:, None], hits, -1),
-        done & (search.unsettled == 0),
+        done,
         status,
         search.programs,
         search.settled_exactly,

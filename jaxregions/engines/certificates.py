@@ -15,18 +15,20 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxregions import exact
 
 __all__ = [
     "ABOVE",
     "ALONE",
     "BELOW",
     "LEAF",
-    "OPEN",
     "SPLIT",
     "ZERO",
     "Certificate",
@@ -36,9 +38,9 @@ __all__ = [
     "save_certificate",
 ]
 
-SPLIT, ABOVE, BELOW, ZERO, LEAF, OPEN = range(6)
+SPLIT, ABOVE, BELOW, ZERO, LEAF = range(5)
 ALONE = -1  # a proof that needs nothing but the sign it refutes
-_MAGIC = b"jaxregions certificate 2\n"
+_MAGIC = b"jaxregions certificate 3\n"
 _LENGTH = 8  # bytes, little-endian, before each piece, which is a compressed .npz
 _PIECE = 1 << 24  # bytes of arrays, before they are compressed
 
@@ -53,7 +55,6 @@ class Certificate(NamedTuple):
     kind, entry, proof: (T,) the steps. SPLIT: by the sign of switching value ``entry``. ABOVE,
       BELOW: it is positive (negative) on the whole node; the proof refutes the other sign; -1: by
       itself. ZERO: it vanishes on the whole cell. LEAF: ``entry`` is the cell of the next stage.
-      OPEN: one side was neither found nor refuted.
     before, branch: (T,) the step that each follows, -1 - c: it begins the tree of cell c; and 1 on
       the negative side of a split, else 0.
     clause: (P + 1,) where each proof begins in the next four.
@@ -61,6 +62,8 @@ class Certificate(NamedTuple):
     weight: (L,) their Farkas multipliers.
     exact_proof, exact_weight: (E,), (E,) proofs whose multipliers are no floats, and these as
       hexadecimal integers separated by spaces.
+    exact_cell, exact_point: (X,), (X,) cells whose witness or steps are no floats (those above are
+      near), and these, coordinates and then steps, as hexadecimal "numerator/denominator".
     """
 
     window: np.ndarray
@@ -80,6 +83,8 @@ class Certificate(NamedTuple):
     weight: np.ndarray
     exact_proof: np.ndarray
     exact_weight: np.ndarray
+    exact_cell: np.ndarray
+    exact_point: np.ndarray
 
 
 def save_certificate(path: str | Path, certificate: Certificate) -> None:
@@ -102,12 +107,33 @@ def load_certificate(path: str | Path) -> Certificate:
     return Certificate(**columns | {"clause": np.append(0, np.cumsum(size))})
 
 
-def region_points(certificate: Certificate | Path, stages: int) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) windows and (N, k) witnesses of the regions, the cells after ``stages`` stages."""
+def region_points(
+    certificate: Certificate | Path, stages: int
+) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    """(N,) windows and (N, k) witnesses of the regions, the cells after ``stages`` stages; and by
+    row those that are no floats, in rationals."""
     pieces = _pieces(certificate) if isinstance(certificate, Path) else [certificate]
-    found = [(p.window[last], p.witness[last]) for p in pieces for last in (p.stage == stages,)]
-    window, witness = map(np.concatenate, zip(*found, strict=True))
-    return window, witness
+    windows, witnesses, exactly, cells, rows = [], [], {}, 0, 0
+    for piece in pieces:
+        last = piece.stage == stages
+        windows.append(piece.window[last])
+        witnesses.append(piece.witness[last])
+        place = rows + np.cumsum(last) - 1
+        for cell, text in zip(piece.exact_cell.tolist(), piece.exact_point.tolist(), strict=True):
+            if last[cell - cells]:
+                exactly[int(place[cell - cells])] = _read(text)[: piece.witness.shape[1]]
+        cells, rows = cells + len(last), rows + len(windows[-1])
+    return np.concatenate(windows), np.concatenate(witnesses), exactly
+
+
+def _read(text: str) -> np.ndarray:
+    """Rationals as they are written in ``exact_point``."""
+    pairs = (map(partial(int, base=16), word.split("/")) for word in text.split())
+    return np.array([exact.quotient(p, q) for p, q in pairs], object)
+
+
+def _written(numbers: Iterable[Any]) -> str:
+    return " ".join(f"{p:x}/{q:x}" for p, q in map(exact.key, numbers))
 
 
 def _begin(path: Path) -> None:
@@ -173,17 +199,27 @@ class Recorder:
         self.steps: list[tuple[np.ndarray, ...]] = []
         self.clauses: list[tuple[np.ndarray, ...]] = []
         self.exact: list[tuple[int, str]] = []
+        self.points: list[tuple[int, str]] = []
         self.known: dict[Any, int] = {}
         self.size = 0
 
     def add_cells(
-        self, window: Any, parent: Any, stage: int, witness: np.ndarray, step: np.ndarray
+        self,
+        window: Any,
+        parent: Any,
+        stage: int,
+        witness: np.ndarray,
+        step: np.ndarray,
+        spans: dict[int, tuple[np.ndarray, np.ndarray]] | None = None,
     ) -> np.ndarray:
-        """The numbers of new cells."""
+        """The numbers of new cells; spans: by row, witnesses and steps that are no floats."""
         size = len(witness)
         window, parent, level = (np.broadcast_to(v, size) for v in (window, parent, stage))
         self.cells.append((window, parent, level, witness, step))
         self.size += 2 * witness.nbytes
+        for row, span in (spans or {}).items():
+            self.points.append((self.cell_count + row, _written(np.concatenate(span))))
+            self.size += len(self.points[-1][1])
         self.cell_count += size
         return np.arange(self.cell_count - size, self.cell_count)
 
@@ -241,10 +277,14 @@ class Recorder:
         cells = _joined(self.cells, (0, 0, 0, empty, empty))
         steps = _joined(self.steps, (0, 0, 0, 0, 0))
         size, names, weight = _joined(self.clauses, (0, np.zeros((0, 3), np.int64), empty[:, 0]))
-        proofs, written = zip(*self.exact, strict=True) if self.exact else ((), ())
         start = np.append(0, np.cumsum(size))
-        exact = np.array(proofs, np.int64), np.array(written, np.str_)
-        return Certificate._make([*cells, *steps, start, *names.T, weight, *exact])
+        exactly = _columns(self.exact) + _columns(self.points)
+        return Certificate._make([*cells, *steps, start, *names.T, weight, *exactly])
+
+
+def _columns(texts: list[tuple[int, str]]) -> list[np.ndarray]:
+    numbers, written = zip(*texts, strict=True) if texts else ((), ())
+    return [np.array(numbers, np.int64), np.array(written, np.str_)]
 
 
 def _joined(parts: list[tuple[np.ndarray, ...]], empty: tuple) -> list[np.ndarray]:

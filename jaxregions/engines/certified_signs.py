@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxregions.engines.certificates import ABOVE, BELOW, LEAF, OPEN, SPLIT, ZERO, Certificate
+from jaxregions.engines.certificates import ABOVE, BELOW, LEAF, SPLIT, ZERO, Certificate
 from jaxregions.tracing import CPAFunction
 
 __all__ = ["certified_signs", "require_finished"]
 
 _SIGN = {ABOVE: 1, BELOW: -1, ZERO: 0}
-_OPEN = 2
+_UNKNOWN = 2
 
 
 def certified_signs(
@@ -19,7 +19,7 @@ def certified_signs(
     """(F,) the windows of the regions, and per stage (F, size) int8, the signs on each.
 
     Args:
-      whole: (W,) windows whose regions are wanted: of which the certificate leaves nothing open.
+      whole: (W,) windows whose regions are wanted: those that were finished.
 
     Raises:
       ValueError: a certificate that does not decide all switching values.
@@ -39,7 +39,7 @@ def certified_signs(
 
 def _signs(c: Certificate, leaf: np.ndarray, size: int) -> np.ndarray:
     """(F, size) decided on the ways from leaves up to where their trees begin."""
-    sign = np.full((len(leaf), size), _OPEN, np.int8)
+    sign = np.full((len(leaf), size), _UNKNOWN, np.int8)
     row, at = np.arange(len(leaf)), leaf
     while True:
         up = c.before[at]
@@ -53,8 +53,8 @@ def _signs(c: Certificate, leaf: np.ndarray, size: int) -> np.ndarray:
         known = np.where(c.branch[below] == 1, -1, 1)
         for name, value in _SIGN.items():
             known[kind == name] = value
-        sign[row, entry] = np.where(kind == OPEN, _OPEN, known)
-    if (sign == _OPEN).any():
+        sign[row, entry] = known
+    if (sign == _UNKNOWN).any():
         raise ValueError("certificate: expected the sign of every switching value on every cell")
     return sign
 
@@ -69,7 +69,7 @@ def require_finished(c: Certificate, stages: int) -> None:
     begun = np.bincount(-1 - c.before[start], minlength=len(c.window))
     wanted = np.where(c.kind == LEAF, 0, np.where(c.kind == SPLIT, 2, 1))
     loose = (after != wanted).any() or (begun != (c.stage < stages)).any()
-    if c.stage.max(initial=0) > stages or loose or (c.kind == OPEN).any():
+    if c.stage.max(initial=0) > stages or loose:
         raise ValueError(
             "certificate: expected that of a finished count of this function, received one that "
             "leaves cells open or has other stages"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxregions.engines.merging import Round, by_group, maximisers, played
-from jaxregions.engines.points import CORNER, Ledger, Vertices
+from jaxregions.engines.points import ledger_of
 from jaxregions.engines.signs import patterns
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -19,19 +19,22 @@ __all__ = ["merged_regions"]
 
 
 def merged_regions(
-    net: CPAFunction, windows: Window, window: np.ndarray, witness: np.ndarray
+    net: CPAFunction,
+    windows: Window,
+    window: np.ndarray,
+    witness: np.ndarray,
+    exactly: dict[int, np.ndarray],
 ) -> np.ndarray:
     """(W,) regions of each window.
 
     Args:
       windows: one leading axis.
       window, witness: (C,), (C, k) a point, in slice coordinates, of every cell of equal signs.
+      exactly: by row those that are no floats, in rationals.
     """
     if not len(window):  # nothing was finished
         return np.zeros(len(windows.center), np.int64)
-    none = np.full(len(window), CORNER)
-    points = Vertices(witness, np.zeros(len(window)), window, none, none, none, none, none)
-    signs = patterns(Ledger(net, windows, points), len(net.stages))
+    signs = patterns(ledger_of(net, windows, window, witness, exactly), len(net.stages))
     columns = [window[:, None]]
     contests: dict[int, list[Round]] = {}
     for level, group, part, unit in by_group(net, signs):

@@ -36,6 +36,7 @@ __all__ = [
     "enclosed_rows",
     "enclosed_values",
     "exact_rows",
+    "exact_spans",
     "rounded_rows",
     "slack_factor",
 ]
@@ -231,22 +232,28 @@ def _by_points(
     ]
 
 
-def exact_rows(
-    net: CPAFunction, windows: Window, window: int, u: np.ndarray, step: np.ndarray, stage: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Slopes (n, k) and values (n,) at the window's centre, in rationals."""
+def exact_spans(u: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A witness and its steps in rationals: those to what floats make of u + step."""
     start = exact.rationals(u)
+    return start, exact.rationals(u + step) - start
+
+
+def exact_rows(
+    net: CPAFunction, windows: Window, window: int, start: np.ndarray, step: np.ndarray, stage: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Slopes (n, k) and values (n,) at the window's centre, from values at a point and at steps
+    along the axes, all in rationals."""
 
     def at(point):
         x = input_point(windows, window, point).reshape(net.input_shape)
         return exact_values(net, x, stage)
 
     first = at(start)
-    slope = np.empty((len(first), len(u)), object)
-    for j, end in enumerate(exact.rationals(u + step)):
+    slope = np.empty((len(first), len(start)), object)
+    for j, length in enumerate(step):
         moved = start.copy()
-        moved[j] = end
-        slope[:, j] = (at(moved) - first) / (end - start[j])
+        moved[j] = moved[j] + length
+        slope[:, j] = (at(moved) - first) / length
     return slope, first - slope @ start
 
 

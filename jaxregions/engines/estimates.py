@@ -182,8 +182,8 @@ def sampled(
     ends: float = math.inf,
     groups: int = 1,
 ) -> np.ndarray:
-    """(descents,) the weights of the leaves that each meets; fewer: time or Ctrl-C ended them, or a
-    test was left open. They go down together in some groups or more."""
+    """(descents,) the weights of the leaves that each meets; fewer: time or Ctrl-C ended them.
+    They go down together in some groups or more."""
     found = [np.zeros(0)]
     together = max(1, min(_together(net, window) // population, -(-descents // groups)))
     for start in range(0, descents, together):
@@ -196,7 +196,7 @@ def sampled(
             weights = descend(search, rng, population, potential, steps)
         except (Stopped, KeyboardInterrupt):
             break
-        if weights is None or search.unsettled.any():
+        if weights is None:
             break
         found.append(weights)
     return np.concatenate(found)

@@ -54,7 +54,7 @@ class Facets(NamedTuple):
             np.array([c.window for c in cells], np.int64),
             parent,
             np.array([c.u for c in cells]).reshape(-1, k),
-            np.ones(len(cells), bool),
+            np.array([c.spans is None for c in cells], bool),
             np.zeros(len(cells) + 1, np.int64),
             none,
             self.left,
@@ -94,16 +94,13 @@ def facets(found: Leaves, signs: list[np.ndarray]) -> Facets:
     search, cells = found.search, found.levels[-1]
     every = np.concatenate([np.zeros((len(cells), 0), np.int8), *signs], axis=1)
     rows = _rows(found)
-    wrong = rows.owner[every[rows.owner, rows.column] != rows.literal[:, 2]]
-    unsure = np.array([search.unsettled[c.window] > 0 for c in cells], bool)
-    if not unsure[wrong].all():
+    if (every[rows.owner, rows.column] != rows.literal[:, 2]).any():
         raise RuntimeError("a cell's point contradicts the signs that bound the cell")
     keys = _keys(search, cells, every, rows)
     order = np.argsort(keys, kind="stable")
     begin = np.flatnonzero(np.append(True, keys[order][1:] != keys[order][:-1])[: len(order)])
     named = np.diff(np.append(begin, len(order)))
-    sure = ~np.logical_or.reduceat(unsure[rows.owner[order]], begin) if len(begin) else named > 0
-    begin, named = (kept[sure & (named > 1)] for kept in (begin, named))
+    begin, named = (kept[named > 1] for kept in (begin, named))
     left, right = order[begin], order[begin + 1]
     _compare(every, rows, left, right)
     shared = rows.literal[left, 0] == len(signs) - 1

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxregions.engines.cells import batch_size, cut, roots
 from jaxregions.engines.frontier import Limits, Status
-from jaxregions.engines.points import CORNER, Frame, Ledger, Vertices, frame_of
+from jaxregions.engines.points import Frame, Ledger, frame_of, ledger_of
 from jaxregions.engines.search import Cell, Search, Stopped, new_search
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -81,8 +81,8 @@ def witnesses(net: CPAFunction, windows: Window, cells: list[Cell]) -> Ledger:
     """A ledger whose vertices are the cells' witness points, which are proven to be inside."""
     u = np.array([c.u for c in cells]).reshape(-1, windows.dimension)
     window = np.array([c.window for c in cells], np.int64)
-    none = np.full(len(u), CORNER)
-    return Ledger(net, windows, Vertices(u, np.zeros(len(u)), window, none, none, none, none, none))
+    exactly = {i: c.spans[0] for i, c in enumerate(cells) if c.spans is not None}
+    return ledger_of(net, windows, window, u, exactly)
 
 
 def stage_tables(found: Leaves, signs: list[np.ndarray]) -> list[tuple]:

@@ -24,6 +24,7 @@ __all__ = [
     "between",
     "corners",
     "crossing",
+    "ledger_of",
     "lift",
     "numbered",
     "point",
@@ -105,6 +106,22 @@ class Ledger:
 
     def __post_init__(self):
         self.frame = frame_of(self.windows)
+
+
+def ledger_of(
+    net: CPAFunction,
+    windows: Window,
+    window: np.ndarray,
+    u: np.ndarray,
+    exactly: dict[int, np.ndarray],
+) -> Ledger:
+    """A ledger of points u (V, k) in these windows (V,); of some by row the exact ones, which u
+    only rounds."""
+    none, error = np.full(len(u), CORNER), np.zeros(len(u))
+    rows = list(exactly)
+    error[rows] = 2 * U * np.abs(u[rows]).max(axis=1, initial=0.0) + np.finfo(np.float64).tiny
+    every = Vertices(u, error, window, none, none, none, none, none)
+    return Ledger(net, windows, every, points={**exactly})
 
 
 def widest(rows: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def polytopes(found: Leaves, signs: list[np.ndarray]) -> Polytopes:
     if search.radius.shape[1] > MOST:
         return unshaped(found)
     search.require_time()
-    if signs and len(signs) == len(search.net.stages) and not search.unsettled.any():
+    if signs and len(signs) == len(search.net.stages):
         stopped = lambda: search.status if search.out_of_time() else None  # noqa: E731
         ledger, skeleton, counts = subdivision(search.net, search.windows, stopped)
         search.require_time()

@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 
 from jaxregions.engines.certificates import ABOVE, BELOW, SPLIT, ZERO, Recorder
-from jaxregions.engines.enclosures import Rows, exact_rows, rounded_rows
+from jaxregions.engines.enclosures import Rows, exact_rows, exact_spans, rounded_rows
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.longsteps import FAR
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["Cell", "Search", "Stopped", "exact_row", "exactly", "new_search", "settled_rows"]
+__all__ = [
+    "Cell",
+    "Search",
+    "Stopped",
+    "coarse_rows",
+    "exact_row",
+    "exactly",
+    "new_search",
+    "settled_rows",
+]
 
 _COARSE = 2.0**-8  # rows with a larger relative error are made exactly
 
@@ -28,6 +37,7 @@ class Cell:
     cell. literal: (m, 3) stage, entry and sign of the switching values that bound it; slope, value,
     error: (m, ...) these rows, signed, in units of the radii and divided by ``scale``. weight,
     room: as of a node. bases: of these rows, basic (m,), bound (k,). rows, exact: of its own stage.
+    spans: witness and steps in rationals, where floats are too coarse; u and step are near them.
     """
 
     window: int
@@ -46,6 +56,7 @@ class Cell:
     bases: tuple[np.ndarray, np.ndarray] | None = None
     rows: Rows | None = None
     exact: tuple[np.ndarray, np.ndarray] | None = None
+    spans: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Stopped(Exception):
@@ -54,10 +65,9 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(eq=False)
 class Search:
-    """bound: (W,) proven regions. splits: (W, S). pending: (W,) open cells. unsettled: (W,) sides
-    neither found nor refuted. going: (W,) not stopped by a limit. seen: per stage (3, W, size):
-    where a switching value is positive, negative, identically zero on some cell. keep: make the
-    cells of the last stage, too.
+    """bound: (W,) proven regions. splits: (W, S). pending: (W,) open cells. going: (W,) not stopped
+    by a limit. seen: per stage (3, W, size): where a switching value is positive, negative,
+    identically zero on some cell. keep: make the cells of the last stage, too.
     """
 
     net: CPAFunction
@@ -69,7 +79,6 @@ class Search:
     splits: np.ndarray
     pending: np.ndarray
     going: np.ndarray
-    unsettled: np.ndarray
     seen: list[np.ndarray]
     keep: bool = False
     status: Status = Status.COMPLETE
@@ -133,7 +142,6 @@ def new_search(
         np.zeros((count, stages), np.int64),
         np.full(count, int(stages > 0)),
         np.ones(count, bool),
-        np.zeros(count, np.int64),
         [np.zeros((3, count, s.size), bool) for s in net.stages],
         keep,
     )
@@ -142,9 +150,8 @@ def new_search(
 def exactly(search: Search, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     """The exact rows of the cell's own stage, in input units."""
     if cell.exact is None:
-        cell.exact = exact_rows(
-            search.net, search.windows, cell.window, cell.u, cell.step, cell.stage
-        )
+        spans = cell.spans or exact_spans(cell.u, cell.step)
+        cell.exact = exact_rows(search.net, search.windows, cell.window, *spans, cell.stage)
     return cell.exact
 
 
@@ -157,6 +164,13 @@ def exact_row(search: Search, cell: Cell, stage: int, entry: int, sign: int) -> 
     return slope[entry] * sign, value[entry] * sign
 
 
+def coarse_rows(search: Search, cell: Cell) -> Rows:
+    """The rows of the cell's stage, from the exact ones."""
+    search.require_time()
+    radius = search.radius[cell.window]
+    return rounded_rows(search.net, *exactly(search, cell), radius)
+
+
 def settled_rows(search: Search, cell: Cell) -> Rows:
     """The rows of the cell's stage, exact ones where floats do not know them well."""
     rows = cell.rows
@@ -164,11 +178,10 @@ def settled_rows(search: Search, cell: Cell) -> Rows:
     extent = np.abs(rows.value) + np.abs(rows.slope) @ search.radius[cell.window]
     decided = np.abs(rows.value) - (extent - np.abs(rows.value)) > rows.error
     coarse = rows.lost | (~rows.zero & ~decided & (rows.error > _COARSE * extent))
-    if not coarse.any():
+    if cell.spans is not None or not coarse.any():
         return rows
-    search.require_time()
     search.settled_exactly += int(coarse.sum())
-    made = rounded_rows(search.net, *exactly(search, cell), search.radius[cell.window])
+    made = coarse_rows(search, cell)
     return Rows(
         *(
             np.where(coarse.reshape(-1, *[1] * (old.ndim - 1)), new, old)

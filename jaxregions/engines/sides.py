@@ -22,16 +22,16 @@ __all__ = [
     "FOUND",
     "REFUTED",
     "SMALL_DIMENSION",
-    "UNSETTLED",
     "Answers",
     "Batch",
     "Parts",
     "centred",
+    "exact_point",
     "exact_steps",
     "tested",
 ]
 
-FOUND, REFUTED, UNSETTLED = range(3)
+FOUND, REFUTED, OPEN = range(3)  # the last only until it is decided in rationals
 _TINY = np.finfo(np.float64).tiny
 SMALL_DIMENSION = 8  # up to here bases of k + 1 rows, afresh; above, of a variable a row, inherited
 _ENTRIES = 1 << 19  # of rows gathered together
@@ -79,7 +79,8 @@ class Parts(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """kind (T,); point (T, k) where FOUND; proof (T,) where REFUTED; margin (T,); bases."""
+    """kind (T,); point (T, k) where FOUND, NaN: one that floats cannot tell; proof (T,) where
+    REFUTED; margin (T,); bases."""
 
     kind: np.ndarray
     point: np.ndarray
@@ -156,6 +157,8 @@ class Batch:
 
     def remember(self, parent: np.ndarray, point: np.ndarray) -> np.ndarray:
         """Points that were found in cells; (P,) all those of each, as bits."""
+        told = np.isfinite(point).all(axis=1)
+        parent, point = parent[told], point[told]
         count = np.bincount(parent, minlength=len(self.cells))
         order = np.argsort(parent, kind="stable")
         place = np.arange(len(parent)) - np.repeat(np.cumsum(count) - count, count)
@@ -196,8 +199,7 @@ class Batch:
 
 
 def tested(search: Search, batch: Batch, tests: Parts) -> Answers:
-    """Whether these parts are empty, each proven; UNSETTLED: neither point nor proof, which is
-    tallied.
+    """Whether these parts are empty, each proven.
 
     Raises:
       Stopped: by the search's limits.
@@ -205,7 +207,7 @@ def tested(search: Search, batch: Batch, tests: Parts) -> Answers:
     count, k = len(tests.parent), batch.slope.shape[2]
     bases = Bases(*(column.copy() for column in tests.bases))
     out = Answers(
-        np.full(count, UNSETTLED), np.zeros((count, k)), np.full(count, -1), np.zeros(count), bases
+        np.full(count, OPEN), np.zeros((count, k)), np.full(count, -1), np.zeros(count), bases
     )
     search.programs += count
     chunks = _chunks(tests.size, k)
@@ -227,7 +229,7 @@ def tested(search: Search, batch: Batch, tests: Parts) -> Answers:
             out.proof[chunk[refuted]] = _recorded(
                 search, batch, tests.rows(chunk[refuted]), margins.weight[refuted]
             )
-    for i in np.flatnonzero(out.kind == UNSETTLED).tolist():
+    for i in np.flatnonzero(out.kind == OPEN).tolist():
         _settle(search, batch, tests, i, out)
     return out
 
@@ -255,7 +257,7 @@ def _proposed(
     found, bases = solve_wide(slope, value, part.bases)
     _draw_in(slope, value, found.point)
     kind = _proven(slope, value, error, found)
-    for i in np.flatnonzero(kind == UNSETTLED).tolist():  # HiGHS, before rationals
+    for i in np.flatnonzero(kind == OPEN).tolist():  # HiGHS, before rationals
         answer = MarginProgram(slope[i], value[i]).solve(list(range(slope.shape[1])))
         if answer is not None:
             for column, own in zip(found, (*answer, True), strict=True):
@@ -275,7 +277,7 @@ def _proven(slope, value, error, found: Margins) -> np.ndarray:
     highest = (weight * (value + 2 * error)).sum(axis=1)
     highest += np.abs(np.matmul(weight[:, None], slope)[:, 0]).sum(axis=1)
     refuted = found.solved & (found.margin <= 0) & (highest <= 0) & (weight > 0).any(axis=1)
-    return np.where(good, FOUND, np.where(refuted, REFUTED, UNSETTLED))
+    return np.where(good, FOUND, np.where(refuted, REFUTED, OPEN))
 
 
 def _recorded(search: Search, batch: Batch, part: Parts, weight: np.ndarray) -> np.ndarray:
@@ -341,10 +343,8 @@ def _settle(search: Search, batch: Batch, tests: Parts, i: int, out: Answers) ->
     point = np.array([exact.rounded(x) for x in found.point / exact.rationals(radius)])
     at = exact.rationals(point * radius)
     good = all(abs(x) < exact.rational(r) for x, r in zip(at, radius, strict=True))
-    if good and all(z > 0 for z in slope @ at + value):
-        out.kind[i], out.point[i] = FOUND, point
-    else:
-        search.unsettled[cell.window] += 1
+    good = good and all(z > 0 for z in slope @ at + value)
+    out.kind[i], out.point[i] = FOUND, point if good else np.nan
 
 
 def _noted(search: Search, names: list[tuple[int, int, int]], weight: list[Any]) -> int:
@@ -362,16 +362,42 @@ def exact_steps(search: Search, cell: Cell, literal: np.ndarray, u: np.ndarray) 
     literal: (m, 3) stage, entry and sign of the rows that bound the part.
     """
     search.require_time()
-    rows = [exact_row(search, cell, *name) for name in literal.tolist()]
-    at, radius = exact.rationals(u), search.radius[cell.window]
-    gaps = [value + slope @ at for slope, value in rows]
-    steps = np.zeros(len(u))
-    for j, r in enumerate(exact.rationals(radius)):
-        ahead = min([r - at[j], *(g / -s[j] for g, (s, _) in zip(gaps, rows) if s[j] < 0)])  # noqa: B905
-        behind = min([r + at[j], *(g / s[j] for g, (s, _) in zip(gaps, rows) if s[j] > 0)])  # noqa: B905
+    steps, at = np.zeros(len(u)), exact.rationals(u)
+    for j, (behind, ahead) in enumerate(_rooms(search, cell, literal, at)):
         length = ahead if ahead >= behind else -behind
         steps[j] = (u[j] + exact.rounded(length) * 0.75) - u[j]
         moved = exact.rational(u[j] + steps[j]) - at[j]
         if not (-behind <= moved <= ahead):
             steps[j] = 0.0
     return steps
+
+
+def exact_point(
+    search: Search, cell: Cell, literal: np.ndarray, u: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A point (k,) of the same part and steps (k,) from it in rationals; u itself unless NaN."""
+    search.require_time()
+    search.settled_exactly += 1
+    if np.isfinite(u).all():
+        at = exact.rationals(u)
+    else:
+        slope, value = zip(*(exact_row(search, cell, *n) for n in literal.tolist()), strict=True)
+        radius = exact.rationals(search.radius[cell.window])
+        at = decide(np.stack(slope), np.array(value, object), radius).point
+        assert at is not None, "a part that was proven to have points"
+    rooms = _rooms(search, cell, literal, at)
+    steps = [(ahead if ahead >= behind else -behind) / 2 for behind, ahead in rooms]
+    return at, np.array(steps, object)
+
+
+def _rooms(search: Search, cell: Cell, literal: np.ndarray, at: np.ndarray) -> list[tuple]:
+    """How far one can go from a point, back and ahead along every axis, inside a part."""
+    rows = [exact_row(search, cell, *name) for name in literal.tolist()]
+    gaps = [value + slope @ at for slope, value in rows]
+    rooms = []
+    for j, r in enumerate(exact.rationals(search.radius[cell.window])):
+        sides = [(g, s[j]) for g, (s, _) in zip(gaps, rows, strict=True)]
+        ahead = min([r - at[j], *(g / -s for g, s in sides if s < 0)])
+        behind = min([r + at[j], *(g / s for g, s in sides if s > 0)])
+        rooms.append((behind, ahead))
+    return rooms

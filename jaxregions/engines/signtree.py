@@ -16,9 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxregions.engines.certificates import ABOVE, ALONE, BELOW, LEAF, OPEN, SPLIT, ZERO
+from jaxregions import exact
+from jaxregions.engines.certificates import ABOVE, ALONE, BELOW, LEAF, SPLIT, ZERO
 from jaxregions.engines.search import Cell, Search, settled_rows
-from jaxregions.engines.sides import FOUND, UNSETTLED, Batch, Parts, centred, exact_steps, tested
+from jaxregions.engines.sides import (
+    FOUND,
+    Batch,
+    Parts,
+    centred,
+    exact_point,
+    exact_steps,
+    tested,
+)
 
 __all__ = ["Nodes", "begin", "children", "finished", "split"]
 
@@ -29,9 +38,9 @@ _ENTRIES = 1 << 22  # numbers in their rows and bases
 
 class Nodes(NamedTuple):
     """level: how many values have been looked at. Per node (N,): part of a cell, by the signs it
-    was split by; point (N, k) in it; known: its cell's remembered points that lie in it, as bits;
-    weight, room: in a random descent, what it stands for, and a bound on its margin. step, branch:
-    where its next step in the certificate is linked."""
+    was split by; point (N, k) in it, NaN: none that floats can tell; known: its cell's remembered
+    points that lie in it, as bits; weight, room: in a random descent, what it stands for, and a
+    bound on its margin. step, branch: where its next step in the certificate is linked."""
 
     level: int
     part: Parts
@@ -107,7 +116,8 @@ def begin(search: Search, cells: list[Cell], window: np.ndarray, ask: bool = Tru
     value, error = batch.value[:, own], batch.error[:, own]
     reach = np.abs(batch.slope[:, own]).sum(axis=-1)
     above, below = ~zero & (value - reach > error), ~zero & (-value - reach > error)
-    point = np.stack([c.u for c in cells]) / search.radius[window]
+    point = np.stack([c.u if c.spans is None else c.u * np.nan for c in cells])
+    point = point / search.radius[window]
     decided = [(above, ABOVE), (below, BELOW), (zero, ZERO)]
     proof = np.full(zero.shape, ALONE)
     kind = np.full(zero.shape, SPLIT)
@@ -129,7 +139,7 @@ def begin(search: Search, cells: list[Cell], window: np.ndarray, ask: bool = Tru
             out = answer.kind != FOUND
             found.append((parent[here[~out]], answer.point[~out]))
             at = parent[here[out]], unit[here[out]]
-            kind[at] = np.where(answer.kind[out] == UNSETTLED, OPEN, BELOW if sign > 0 else ABOVE)
+            kind[at] = BELOW if sign > 0 else ABOVE
             proof[at] = answer.proof[out]
             batch.margin[parent[here], unit[here]] = answer.margin
     search.saw(stage, window, kind)
@@ -173,7 +183,6 @@ def split(search: Search, batch: Batch, window, order, nodes: Nodes) -> tuple[No
     proof[node[lost]] = answer.proof[lost]
     both = np.asarray(has.all(axis=0))
     kind = np.where(both, SPLIT, np.where(has[0], ABOVE, BELOW))
-    kind[node[answer.kind == UNSETTLED]] = OPEN
     stage = batch.cells[0].stage
     step, branch = nodes.step, nodes.branch
     if search.recorder is not None:
@@ -211,10 +220,8 @@ def finished(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
     last = stage == len(search.net.stages) and not search.keep
     if last:
         if search.recorder is not None:
-            numbers = np.array([c.number for c in batch.cells])[nodes.parent]
             u = nodes.point * radius
-            made = search.recorder.add_cells(window, numbers, stage, u, np.full(u.shape, np.nan))
-            search.recorder.follow(nodes.step, nodes.branch, LEAF, made, ALONE)
+            _spanned(search, batch, nodes, stage, u, np.full(u.shape, np.nan))
         return []
     slope, value, error = batch.rows(nodes.part)
     scale = batch.scale[nodes.parent[:, None], nodes.part.row]
@@ -224,15 +231,8 @@ def finished(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
     size, bases = nodes.part.size.tolist(), nodes.part.bases
     for i in np.flatnonzero((step == 0).any(axis=1)).tolist():
         step[i] = exact_steps(search, batch.cells[nodes.parent[i]], literal[i, : size[i]], u[i])
-    thin = (step == 0).any(axis=1)  # floats see no further points of the cell
-    if search.recorder is not None:
-        numbers = np.array([c.number for c in batch.cells])[nodes.parent]
-        made = search.recorder.add_cells(window, numbers, stage, u, step)
-        search.recorder.follow(nodes.step, nodes.branch, LEAF, made, ALONE)
-    else:
-        made = np.full(len(u), -1)
-    np.add.at(search.unsettled, window[thin], 1)
-    np.add.at(search.pending, window[~thin], 1)
+    made, spans = _spanned(search, batch, nodes, stage, u, step)
+    np.add.at(search.pending, window, 1)
     return [
         Cell(
             int(window[i]),
@@ -249,10 +249,30 @@ def finished(search: Search, batch: Batch, nodes: Nodes) -> list[Cell]:
             float(nodes.weight[i]),
             float(nodes.room[i]),
             (bases.basic[i, :m], bases.bound[i]),
+            spans=spans.get(i),
         )
         for i, m in enumerate(size)
-        if not thin[i]
     ]
+
+
+def _spanned(search: Search, batch: Batch, nodes: Nodes, stage: int, u, step):
+    """The numbers of new cells in the certificate, if there is one; and, where floats are too
+    coarse for their points, these in rationals: there u and step (N, k) become what is near.
+
+    step: NaN where none is asked for.
+    """
+    literal, spans = batch.named(nodes.part), {}
+    coarse = np.isnan(u).any(axis=1) | (step == 0).any(axis=1)
+    for i in np.flatnonzero(coarse).tolist():
+        cell, own = batch.cells[nodes.parent[i]], literal[i, : nodes.part.size[i]]
+        spans[i] = exact_point(search, cell, own, u[i])
+        u[i], step[i] = ([exact.rounded(x) for x in part] for part in spans[i])
+    if search.recorder is None:
+        return np.full(len(u), -1), spans
+    window, numbers = np.array([(c.window, c.number) for c in batch.cells])[nodes.parent].T
+    made = search.recorder.add_cells(window, numbers, stage, u, step, spans)
+    search.recorder.follow(nodes.step, nodes.branch, LEAF, made, ALONE)
+    return made, spans
 
 
 def _steps(slope, value, error, point, radius) -> tuple[np.ndarray, np.ndarray]:

@@ -12,15 +12,17 @@ import numpy as np
 
 from jaxregions import exact
 from jaxregions.engines.affine import outputs_at, signed_sums
+from jaxregions.engines.enclosures import exact_spans
 from jaxregions.engines.facets import Facets
 from jaxregions.engines.points import Ledger, U
+from jaxregions.engines.search import Cell
 
-__all__ = ["agreeing_maps"]
+__all__ = ["agreeing_maps", "exact_maps"]
 
 
 def agreeing_maps(
     inner: Ledger,
-    step: np.ndarray,
+    cells: list[Cell],
     facets: Facets,
     known: np.ndarray,
     pause: Callable[[], None] = lambda: None,
@@ -28,11 +30,13 @@ def agreeing_maps(
     """(G,) whether the affine maps on both sides of a facet agree exactly.
 
     Args:
-      inner: of the cells' witness points. step: (F, k) to more points of the closed cells.
+      inner: of the cells' witness points. cells: themselves.
       known: (G,) facets where they are known to agree.
       pause: called between parts of the work; what it raises ends it.
     """
-    u, (slope, error) = inner.vertices.u, _enclosed(inner, step, pause)
+    k = inner.vertices.u.shape[1]
+    slope, error = _enclosed(inner, np.array([c.step for c in cells]).reshape(-1, k), pause)
+    error[[c.spans is not None for c in cells]] = np.inf
     left, right = facets.left, facets.right
     with np.errstate(all="ignore"):
         wide = (error[left] + error[right]) * (1 + 8 * U)
@@ -42,28 +46,50 @@ def agreeing_maps(
     inner.settled_exactly += len(open_)
     values: dict[tuple[int, int], np.ndarray] = {}
 
+    def spans(cell: int) -> tuple[np.ndarray, np.ndarray]:
+        c = cells[cell]
+        return c.spans or exact_spans(c.u, c.step)
+
     def outputs(cell: int, axis: int) -> np.ndarray:
         if (cell, axis) not in values:
-            at = u[cell].copy()
+            start, step = spans(cell)
+            at = start.copy()
             if axis >= 0:
-                at[axis] += step[cell, axis]
-            window = int(inner.vertices.window[cell])
-            values[cell, axis] = outputs_at(inner, window, exact.rationals(at))
+                at[axis] = at[axis] + step[axis]
+            values[cell, axis] = outputs_at(inner, cells[cell].window, at)
         return values[cell, axis]
 
     def along(cell: int, axis: int) -> np.ndarray:
-        start = u[cell, axis]
-        length = exact.rational(start + step[cell, axis]) - exact.rational(start)
-        return (outputs(cell, axis) - outputs(cell, -1)) / length
+        return (outputs(cell, axis) - outputs(cell, -1)) / spans(cell)[1][axis]
 
     same = known.copy()
     for facet in open_.tolist():
         pause()
         a, b, axis = (int(c[facet]) for c in (left, right, facets.axis))
-        axes = range(u.shape[1]) if axis < 0 else (axis,)
+        axes = range(k) if axis < 0 else (axis,)
         pairs = (zip(along(a, j), along(b, j), strict=True) for j in axes)
         same[facet] = all(p == q for pair in pairs for p, q in pair)
     return same
+
+
+def exact_maps(inner: Ledger, cells: list[Cell], slope: np.ndarray, shift: np.ndarray) -> None:
+    """The maps (F, m, k), (F, m) of cells whose points, or those of cells that they came from, are
+    too coarse in floats, made in rationals."""
+    for i, cell in enumerate(cells):
+        came: Cell | None = cell
+        while came is not None and came.spans is None:
+            came = came.parent
+        if came is None:
+            continue
+        start, step = cell.spans or exact_spans(cell.u, cell.step)
+        level = first = outputs_at(inner, cell.window, start)
+        for axis, length in enumerate(step):
+            at = start.copy()
+            at[axis] = at[axis] + length
+            rise = (outputs_at(inner, cell.window, at) - first) / length
+            level = level - rise * start[axis]
+            slope[i, :, axis] = [exact.rounded(x) for x in rise]
+        shift[i] = [exact.rounded(x) for x in level]
 
 
 def _enclosed(

@@ -45,6 +45,7 @@ def count_unions(
         except (Stopped, KeyboardInterrupt) as reason:
             late = found.search.status if isinstance(reason, Stopped) else Status.INTERRUPTED
             part.status[part.status == Status.COMPLETE] = late
+            part.certified[:] = False
             if merging.has_contests(net):  # cells that are not joined yet
                 part.regions[:] = 1
         if (part.status == Status.INTERRUPTED).any():
@@ -74,14 +75,14 @@ def _joined(found: Leaves, part: CellCounts) -> np.ndarray:
             changes, hits = merging.contest_changes(net, cells, signs, len(affine))
             same, part.hits[here] = ~changes, hits[here]
             part.regions[here] = merging.per_window(cells, merging.joined(cells, same))
-        step = np.array([c.step for c in found.levels[-1]])
-        one = merging.joined(cells, agreeing_maps(inner, step, between, same, search.require_time))
+        leaf, pause = found.levels[-1], search.require_time
+        one = merging.joined(cells, agreeing_maps(inner, leaf, between, same, pause))
         affine[here] = merging.per_window(cells, one)
         part.settled_exactly = search.settled_exactly + inner.settled_exactly
         part.programs = search.programs
-    affine[~(whole & part.certified)] = -1
+    affine[~whole] = -1
     if contests:  # cells that are missing may join others
-        part.regions[~(whole & part.certified)] = 1
+        part.regions[~whole] = 1
     return affine
 
 

@@ -41,7 +41,6 @@ class Found(NamedTuple):
     labels: Labels
     status: Status
     counted: tuple[int, int]
-    certified: bool = True
     regions: int | None = None
 
 
@@ -114,7 +113,7 @@ def assembled(net: CPAFunction, window: Window, found: Found) -> Partition:
         tables=labels.tables,
         activation_regions=regions,
         affine_regions=int(one.max()) + 1 if one[0] >= 0 else -1,
-        certified=found.certified,
+        certified=True,
         status=found.status,
         decisions=found.counted[0],
         settled_exactly=found.counted[1],

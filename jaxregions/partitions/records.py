@@ -58,9 +58,7 @@ class Partition:
     facet_stage, facet_unit: (G,) a unit that switches there.
     tables: per stage a ``StageTable``.
     activation_regions, affine_regions: the counts; a lower bound and -1 if not COMPLETE.
-    certified: all cells were found, proven. Otherwise (k >= 3, cells too thin for floats) some are
-      missing, the number of activation regions is a lower bound, affine regions are not labelled
-      and there are no facets.
+    certified: every decision was proven in float64 or made in rationals; always.
     status: why it ended, a ``Status``; if not COMPLETE, the cells of the stages that were finished,
       and for k >= 3 no facets, vertices and volumes that there was no time for.
     decisions, settled_exactly: float64 decisions, and how many were made again in rationals.

@@ -72,8 +72,7 @@ def stage_tables(
 
     Returns:
       Per window, flattened, a ``StageTable`` a stage; where the window was not finished, the
-      ``Status`` that says why instead: DEGENERATE for cells too thin for floats, where
-      ``count_regions`` has ``certified`` False. Ctrl-C ends the call with what is finished.
+      ``Status`` that says why instead. Ctrl-C ends the call with what is finished.
 
     Raises:
       NotPiecewiseAffineError, ValueError: as ``count_regions``; a certificate of a count that was
@@ -181,10 +180,8 @@ def _by_cells(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> L
     """From the sign tree's certificate."""
     counts = count_cells(net, flat, limits=limits, certificate=True, watch=watch)
     assert isinstance(counts.certificate, Certificate)
-    thin = (counts.status == Status.COMPLETE) & ~counts.certified
-    status = np.where(thin, Status.DEGENERATE, counts.status)
-    part = certified_signs(net, counts.certificate, status == Status.COMPLETE)
-    return Listing(status, counts.by_stage, [part])
+    part = certified_signs(net, counts.certificate, counts.status == Status.COMPLETE)
+    return Listing(counts.status, counts.by_stage, [part])
 
 
 _FROM = {

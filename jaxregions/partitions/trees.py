@@ -14,7 +14,7 @@ from jaxregions.engines.polytopes import polytopes, unshaped
 from jaxregions.engines.records import Cells
 from jaxregions.engines.search import Stopped
 from jaxregions.engines.signs import patterns
-from jaxregions.engines.slopes import agreeing_maps
+from jaxregions.engines.slopes import agreeing_maps, exact_maps
 from jaxregions.partitions.assembly import Found, Labels, assembled, labelled, maps_of
 from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
@@ -33,21 +33,26 @@ def grown(
     windows = window.reshape(1)
     found = leaves(net, windows, limits=limits, watch=lambda cells: watch(0, cells))
     search, leaf = found.search, found.levels[-1]
-    inner, step = witnesses(net, windows, leaf), np.array([c.step for c in leaf])
+    inner = witnesses(net, windows, leaf)
     status = Status.COMPLETE if search.going[0] else Status.MAX_REGIONS
     if search.status != Status.COMPLETE:
         status = search.status
     signs = patterns(inner, len(found.parents))
     tables = [StageTable(*rows) for rows in stage_tables(found, signs)]
-    certified = not search.unsettled[0]
     between, shape = Facets.none(), unshaped(found)
 
     def labels_now() -> Labels:
         def agree(_: Cells, same: np.ndarray) -> np.ndarray:
-            return agreeing_maps(inner, step, between, same, search.require_time)
+            return agreeing_maps(inner, leaf, between, same, search.require_time)
 
-        asked = agree if affine and certified else None
+        asked = agree if affine else None
         return labelled(net, between.cells(found), signs, tables, status, asked)
+
+    def maps_now() -> tuple[np.ndarray, np.ndarray]:
+        maps = maps_of(inner, family, status)
+        if status == Status.COMPLETE:
+            exact_maps(inner, leaf, *maps)
+        return maps
 
     points = [np.array([c.u for c in level]) for level in found.levels]
     parents = [np.zeros(len(points[0]), np.int64), *found.parents]
@@ -55,14 +60,14 @@ def grown(
     try:
         between = facets(found, signs)
         labels = labels_now()
-        maps = maps_of(inner, family, status)
+        maps = maps_now()
         shape = polytopes(found, signs)
     except Stopped:
         status = search.status
-        labels, maps = labels_now(), maps_of(inner, family, status)
+        labels, maps = labels_now(), maps_now()
     exactly = inner.settled_exactly + search.settled_exactly
     counted = inner.decisions + search.programs, exactly
     bound = None if status == Status.COMPLETE else int(search.bound[0])
     cells = between.cells(found)
-    made = Found(cells, shape, signs, maps, labels, status, counted, certified, bound)
+    made = Found(cells, shape, signs, maps, labels, status, counted, bound)
     return assembled(net, window, made)

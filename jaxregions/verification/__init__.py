@@ -13,7 +13,8 @@ proofs). What is checked, for every window:
 3. Every region is there: its witness lies in the open window and has its signs, none of them zero
    unless the switching value vanishes on the whole cell.
 4. The affine z_i are those of the cell: it is convex, z_i is affine on it, and z_i was evaluated at
-   k + 1 points of the closed cell that span the window.
+   k + 1 points of the closed cell that span the window: the witness and a step along each axis,
+   floats or, where these are too coarse, rationals.
 
 A certificate is read in runs of steps, from a file piece by piece. Held are only the ends of trees
 that no step has followed yet, with the signs known there, and their cells. When a window has no end
@@ -39,7 +40,7 @@ from jaxregions.verification.forest import Failure, Forest, require
 
 __all__ = ["Proven", "proven_regions", "verify"]
 
-_MAGIC = b"jaxregions certificate 2\n"  # a file begins so; then pieces: 8 bytes of length, an .npz
+_MAGIC = b"jaxregions certificate 3\n"  # a file begins so; then pieces: 8 bytes of length, an .npz
 
 
 class Proven(NamedTuple):
@@ -108,7 +109,7 @@ def proven_regions(net: CPAFunction, window: Any, certificate: Any) -> Proven:
 
 
 def _require_arguments(net: Any, window: Any, certificate: Any) -> None:
-    stored = isinstance(certificate, str | Path) or hasattr(certificate, "exact_weight")
+    stored = isinstance(certificate, str | Path) or hasattr(certificate, "exact_point")
     for name, value, expected, holds in (
         ("net", net, "the result of jr.trace", isinstance(net, CPAFunction)),
         ("window", window, "a jr.Window", hasattr(window, "radii")),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from jaxregions import exact
 from jaxregions.tracing import CPAFunction
 from jaxregions.verification.values import Cell, Refutation, Values, spanning
 
@@ -25,6 +27,8 @@ _COLUMNS: tuple[tuple[str, type], ...] = (  # of a certificate, and what they ho
     ("weight", np.float64),
     ("exact_proof", np.signedinteger),
     ("exact_weight", np.str_),
+    ("exact_cell", np.signedinteger),
+    ("exact_point", np.str_),
 )
 
 
@@ -42,6 +46,17 @@ def _whole(text: str) -> list[int]:
     words = text.split()
     require(words and set("".join(words)) <= set("0123456789abcdef"), "exact_weight: not numbers")
     return [int(word, 16) for word in words]
+
+
+_RATIONAL = re.compile(r"(-?[0-9a-f]+)/([0-9a-f]*[1-9a-f][0-9a-f]*)")
+
+
+def _rationals(text: str, count: int) -> np.ndarray:
+    """So many rationals, numerators and denominators in hexadecimal digits."""
+    found = [_RATIONAL.fullmatch(word) for word in text.split()]
+    out = [exact.quotient(int(m[1], 16), int(m[2], 16)) for m in found if m]
+    require(len(out) == len(found) == count, "exact_point: not a rational for each number")
+    return np.array(out, object)
 
 
 class Forest:
@@ -64,6 +79,7 @@ class Forest:
         """Reads one piece."""
         c = piece
         exactly = self._shapes(c)
+        self.points = dict(zip(c.exact_cell.tolist(), c.exact_point.tolist(), strict=True))
         reached = np.zeros(len(c.window), bool)
         for i in np.flatnonzero(c.parent < 0).tolist():
             require(0 <= c.window[i] < len(self.open), "a root of no window")
@@ -84,12 +100,12 @@ class Forest:
 
     def _shapes(self, c: Any) -> dict[int, list[int]]:
         """Arrays that fit together; the whole multipliers of proofs that have such."""
-        first = ("window", "kind", "weight", "clause", "exact_proof")
+        first = ("window", "kind", "weight", "clause", "exact_proof", "exact_cell")
         columns: Any = [getattr(c, name, None) for name in first]
-        cells, steps, literals, clauses, proofs = (np.size(column) for column in columns)
-        cell, step, literal, exactly = (cells,), (steps,), (literals,), (proofs,)
-        k = self.radius.shape[1]
-        shapes = (cell, (cells, k), step, (clauses,), literal, literal, exactly, exactly)
+        cells, *sizes = (np.size(column) for column in columns)
+        step, literal, clause, proof, point = ((size,) for size in sizes)
+        wide = cells, self.radius.shape[1]
+        shapes = ((cells,), wide, step, clause, literal, literal, *2 * [proof], *2 * [point])
         for (names, kind), shape in zip(_COLUMNS, shapes, strict=True):
             for name in names.split():
                 column: Any = getattr(c, name, None)
@@ -112,6 +128,10 @@ class Forest:
         number, window, stage = self.cells + i, int(c.window[i]), len(above)
         require(c.stage[i] == stage, f"cell {number}: of another stage")
         cell = Cell(number, window, stage, above, c.witness[i].copy(), c.step[i].copy(), signs)
+        if number in self.points:
+            k = len(cell.witness)
+            numbers = _rationals(self.points[number], 2 * k)
+            cell.spans = numbers[:k], numbers[k:]
         self.regions[window] += 1
         if above and not above[-1].split:
             above[-1].split = True
@@ -189,6 +209,10 @@ class Forest:
 
     def _points(self, cells: list[Cell]) -> None:
         """Witnesses have the signs of their cells, and the steps from them stay inside."""
+        for cell in cells:
+            if cell.spans is not None:
+                self._exact_points(cell, *cell.spans)
+        cells = [cell for cell in cells if cell.spans is None]
         for stage in {cell.stage for cell in cells}:
             some = [cell for cell in cells if cell.stage == stage]
             radius = self.radius[[cell.window for cell in some]]
@@ -206,6 +230,36 @@ class Forest:
                 each = [cell for cell in some for _ in axes]
                 self._check(each, at.reshape(-1, u.shape[1]), closed=True)
 
+    def _require_signs(self, cell: Cell, stage: int, found, claimed, where: str, *, closed) -> None:
+        wrong = found != claimed
+        if closed:
+            wrong &= found != 0
+        require(
+            not wrong.any(),
+            f"cell {cell.number}: switching value {int(np.argmax(wrong))} of stage {stage} has "
+            f"another sign at {where} than the cell is said to have",
+        )
+
+    def _exact_points(self, cell: Cell, witness: np.ndarray, step: np.ndarray) -> None:
+        """The same in rationals."""
+        radius, name = exact.rationals(self.radius[cell.window]), f"cell {cell.number}"
+        inside = all(abs(x) < r for x, r in zip(witness, radius, strict=True))
+        require(inside, "a witness outside its window")
+        self._exact_check(cell, witness, "the witness", closed=False)
+        for axis, length in enumerate(step):
+            at = witness.copy()
+            at[axis] = at[axis] + length
+            require(abs(at[axis]) <= radius[axis], "a step out of a window")
+            require(length != 0, f"{name}: a step of length 0")
+            self._exact_check(cell, at, "a point at a step from the witness", closed=True)
+
+    def _exact_check(self, cell: Cell, u: np.ndarray, where: str, *, closed: bool) -> None:
+        for stage in range(cell.stage):
+            claimed = cell.before(stage + 1).signs
+            values = self.values.exact_values(cell.window, u, stage)
+            found = np.array([(v > 0) - (v < 0) for v in values], np.int8)
+            self._require_signs(cell, stage, found, claimed, where, closed=closed)
+
     def _check(self, cells: list[Cell], u: np.ndarray, *, closed: bool) -> None:
         """Cells of one stage, at points u (n, k): the signs that they are said to have."""
         for stage in range(cells[0].stage):
@@ -215,16 +269,13 @@ class Forest:
             sure = (np.abs(values) > bound) | ((values == 0) & (bound == 0))
             for row in np.flatnonzero(~sure.all(axis=1) | (found != claimed).any(axis=1)).tolist():
                 if not sure[row].all():
-                    exactly = self.values.exact_values(cells[row].window, u[row], stage)
+                    exactly = self.values.exact_values(
+                        cells[row].window, exact.rationals(u[row]), stage
+                    )
                     found[row] = [(v > 0) - (v < 0) for v in exactly]
-                wrong = found[row] != claimed[row]
-                if closed:
-                    wrong &= found[row] != 0
                 where = "a point at a step from the witness" if closed else "the witness"
-                require(
-                    not wrong.any(),
-                    f"cell {cells[row].number}: switching value {int(np.argmax(wrong))} of stage "
-                    f"{stage} has another sign at {where} than the cell is said to have",
+                self._require_signs(
+                    cells[row], stage, found[row], claimed[row], where, closed=closed
                 )
 
     def _zeros(self, zeros: list[tuple[Cell, int]]) -> None:

@@ -24,7 +24,8 @@ class Cell:
     """A cell before its ``stage``.
 
     above: its ancestors, by their stage. witness, step: (k,). signs: of the stage before, on the
-    cell. rows, exact: of its own stage, made when they are needed. split: it has children.
+    cell. rows, exact: of its own stage, made when they are needed. split: it has children. spans:
+    witness and steps in rationals, if floats are too coarse for them.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Cell:
     rows: tuple[np.ndarray, ...] | None = None
     exact: tuple[np.ndarray, np.ndarray] | None = None
     split: bool = False
+    spans: tuple[np.ndarray, np.ndarray] | None = None
 
     def before(self, stage: int) -> Cell:
         """The cell before that stage in which it lies."""
@@ -109,7 +111,8 @@ class Values:
         return values, bounds
 
     def exact_values(self, window: int, u: np.ndarray, stage: int) -> np.ndarray:
-        moved = exact.rationals(self.shift[window]) + exact.rationals(u)
+        """Of a stage at a rational point (k,)."""
+        moved = exact.rationals(self.shift[window]) + u
         x = exact.rationals(self.origin[window]) + exact.rationals(self.basis[window]) @ moved
         return exact_values(self.net, x.reshape(self.net.input_shape), stage)
 
@@ -119,6 +122,11 @@ class Values:
         """z = slope . u + value on every cell, how far that can be off in the window, and whether
         it is certainly zero."""
         new = list(dict.fromkeys(cell for cell in cells if cell.rows is None))
+        for cell in new:
+            if cell.spans is not None:  # floats say nothing
+                z = np.zeros(self.sizes[cell.stage])
+                cell.rows = np.zeros((len(z), len(cell.witness))), z, z + np.inf, z > 0
+        new = [cell for cell in new if cell.rows is None]
         for stage in {cell.stage for cell in new}:
             some = [cell for cell in new if cell.stage == stage]
             u, radius = np.stack([s.witness for s in some]), self.radius[[s.window for s in some]]
@@ -146,15 +154,22 @@ class Values:
 
     def exact_rows(self, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
         if cell.exact is None:
-            first = self.exact_values(cell.window, cell.witness, cell.stage)
-            slope = np.empty((len(first), len(cell.witness)), object)
-            for axis in range(len(cell.witness)):
-                at = cell.at(axis)
-                length = exact.rational(at[axis]) - exact.rational(cell.witness[axis])
+            start, ends = self._exact_points(cell)
+            first = self.exact_values(cell.window, start, cell.stage)
+            slope = np.empty((len(first), len(start)), object)
+            for axis, at in enumerate(ends):
                 end = self.exact_values(cell.window, at, cell.stage)
-                slope[:, axis] = (end - first) / length
-            cell.exact = slope, first - slope @ exact.rationals(cell.witness)
+                slope[:, axis] = (end - first) / (at[axis] - start[axis])
+            cell.exact = slope, first - slope @ start
         return cell.exact
+
+    def _exact_points(self, cell: Cell) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The witness and the points at a step from it, in rationals."""
+        if cell.spans is None:
+            axes = range(len(cell.witness))
+            return exact.rationals(cell.witness), [exact.rationals(cell.at(a)) for a in axes]
+        start, step = cell.spans
+        return start, [start + step * (np.arange(len(step)) == axis) for axis in range(len(step))]
 
     def float_proofs(self, proofs: list[Refutation]) -> np.ndarray:
         """(n,) whether sum y_i sigma_i z_i <= 0 in the whole window is certain in float64."""
