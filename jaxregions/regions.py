@@ -101,7 +101,7 @@ def count_regions(
       input_shape: of f's input; default (d,). A traced function knows its own.
       affine: count affine regions too; for k >= 3 by "cells", which then keeps all of them.
       engine: "segments" (k = 1), "planar" (k = 2), "vertices" (k = 3 to 6) or "cells" (any k).
-        Default: by dimension; windows too degenerate for "vertices" go to "cells".
+        Default: by dimension; windows too degenerate or too large for "vertices" go to "cells".
       max_regions: stop refining a window that has more regions than this.
       max_seconds: stop refining after this time.
       certificate: record what ``jr.verify`` checks, by "cells"; a path: to this file, in pieces,
@@ -265,15 +265,20 @@ def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
         settled_exactly=int(found.decisions[1]),
         certificate=None,
     )
-    left = np.flatnonzero(found.status == Status.DEGENERATE)
+    left = np.flatnonzero(np.isin(found.status, (Status.DEGENERATE, Status.LARGE)))
     if limits.halt is not None and (found.status == Status.INTERRUPTED).any():
         limits.halt.set()
     if not len(left):
         return counts
     rest = _by_cells(net, flat[left], limits, False, watch)
-    values = dict(vars(counts))
+    values, bound = dict(vars(counts)), found.bound[left]
+    known = found.by_stage[left], found.hits[left]
     for name in ("activation_regions", "hits", "by_stage", "certified", "status"):
         values[name][left] = getattr(rest, name)
+    values["activation_regions"][left] = np.maximum(bound, rest.activation_regions)
+    short = rest.status != Status.COMPLETE  # of these "vertices" knows the first stages
+    for name, before in zip(("by_stage", "hits"), known, strict=True):
+        values[name][left[short]] = before[short]
     for name in ("decisions", "settled_exactly"):
         values[name] += getattr(rest, name)
     return build(RegionCounts, **values)

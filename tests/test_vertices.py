@@ -14,7 +14,7 @@ from small_networks import gaussian_layers, integer_layers, recipe, traced
 import jaxregions as jr
 from jaxregions import zoo
 from jaxregions._interrupts import Halt
-from jaxregions.engines import vertices
+from jaxregions.engines import sweep, vertices
 from jaxregions.engines.complexes import tables
 from jaxregions.engines.frontier import Status
 from jaxregions.engines.points import Vertices
@@ -317,6 +317,47 @@ def test_time_and_interruption_leave_what_was_proven(net):
     assert some.status[0] == Status.INTERRUPTED
     assert 654 <= some.bound[0] < 4896
     assert some.by_stage.tolist() == [[654, 0]]
+
+
+def test_nothing_is_built_after_the_end(net, monkeypatch):
+    halt, child, calls = Halt(), vertices.child, []
+
+    def counted(*args, **options):
+        calls.append(halt.is_set())
+        if len(calls) == 5:
+            halt.set()
+        return child(*args, **options)
+
+    monkeypatch.setattr(sweep, "VALUES", 1)  # a flat at a time
+    monkeypatch.setattr(vertices, "child", counted)
+    found = count(net, jr.Window(np.zeros((1, 3)), 1.0), halt=halt)
+    assert found.status.tolist() == [Status.INTERRUPTED]
+    assert not any(calls)
+
+
+def test_crossings_in_portions_are_the_same(net, monkeypatch):
+    windows = jr.Window(np.zeros((1, 3)), 1.0)
+    whole = count(net, windows)
+    monkeypatch.setattr(sweep, "CROSSINGS", 10)
+    some = count(net, windows)
+    assert some.by_stage.tolist() == whole.by_stage.tolist()
+    assert some.status.tolist() == [Status.COMPLETE]
+
+
+def test_what_has_too_many_vertices_is_split_and_then_counted_by_cells(net, monkeypatch):
+    windows = jr.Window(np.zeros((6, 3)), [0.01, 0.02, 0.03, 0.02, 1.0, 0.01])
+    whole = count(net, windows)
+    monkeypatch.setattr(vertices, "NUMBERS", 10_000)
+    some = count(net, windows)
+    assert some.status.tolist() == 4 * [Status.COMPLETE] + [Status.LARGE, Status.COMPLETE]
+    assert 1 < some.bound[4] < whole.bound[4]
+    assert np.delete(some.bound, 4).tolist() == np.delete(whole.bound, 4).tolist()
+    both = jr.count_regions(net, windows)
+    assert both.activation_regions.tolist() == whole.bound.tolist()
+    assert both.by_stage.tolist() == whole.by_stage.tolist()
+    stopped = jr.count_regions(net, windows, max_regions=int(some.bound[4]) + 1)
+    assert stopped.status[4] == Status.MAX_REGIONS
+    assert stopped.activation_regions[4] > some.bound[4]
 
 
 def test_any_generic_direction_gives_the_same_count(net):

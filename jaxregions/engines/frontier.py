@@ -37,8 +37,8 @@ class Status(IntEnum):
     MAX_REGIONS, MAX_SECONDS: the limit was reached: raise it, or use smaller windows.
     INTERRUPTED: Ctrl-C.
     DEGENERATE: of the engine "vertices" alone: switching values vanish together in a way that it
-      does not order, such as equal hyperplanes; "cells" counts such windows. Of ``stage_tables``:
-      cells too thin for floats, which ``count_regions`` calls not ``certified``.
+      does not order, such as equal hyperplanes; "cells" counts such windows.
+    LARGE: of the same: more vertices than it holds at once; "cells" counts such windows, too.
     """
 
     COMPLETE = 0
@@ -46,6 +46,7 @@ class Status(IntEnum):
     MAX_SECONDS = 2
     INTERRUPTED = 3
     DEGENERATE = 4
+    LARGE = 5
 
 
 class Limits(NamedTuple):

@@ -25,18 +25,38 @@ from jaxregions.engines.skeleton import Edges, Layer, Part, exact_row
 
 __all__ = ["coinciding", "crossed", "flats", "swept"]
 
+CROSSINGS = 1 << 23  # of a part, held at once unless one switching value has more
 VALUES = 1 << 18  # switching values of flats held at once, unless one flat has more
 
 
-def crossed(part: Part, edges: Edges) -> tuple[np.ndarray, np.ndarray]:
-    """(edge, switching value) of all sign changes of later switching values along edges."""
+def crossed(
+    part: Part, edges: Edges, *, whole: bool = False
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(edge, switching value) of all sign changes of later switching values along edges, those of a
+    few values at a time where there are more than ``CROSSINGS``, unless wanted as a ``whole``."""
     columns = part.values.shape[1]
     above = packed(np.triu(np.ones((columns + 1, columns), bool)))
     a, b = edges.tail, edges.head
     changes = (part.positive[a] & part.negative[b]) | (part.negative[a] & part.positive[b])
     changes &= above[part.unit[a] + 1 - part.first]
-    at, column = one_bits(changes)
-    return at, column + part.first
+    if whole or int(np.bitwise_count(changes).sum()) <= CROSSINGS:
+        at, column = one_bits(changes)
+        yield at, column + part.first
+        return
+    word, bit = np.divmod(np.arange(columns), 64)
+    mask = np.uint64(1) << bit.astype(np.uint64)
+    many = [int(np.count_nonzero(changes[:, w] & m)) for w, m in zip(word, mask, strict=True)]
+    low = 0
+    while low < columns:
+        high = low + 1
+        while high < columns and sum(many[low : high + 1]) <= CROSSINGS:
+            high += 1
+        some = np.zeros(changes.shape[1], np.uint64)
+        np.bitwise_or.at(some, word[low:high], mask[low:high])
+        at, column = one_bits(changes & some)
+        if len(at):
+            yield at, column + part.first
+        low = high
 
 
 def flats(part: Part, edges: Edges, at: np.ndarray, unit: np.ndarray) -> Iterator[np.ndarray]:

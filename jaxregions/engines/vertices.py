@@ -51,6 +51,11 @@ from jaxregions.windows import Window
 __all__ = ["VertexCounts", "count", "subdivision"]
 
 GROUP = 1 << 18  # vertices of a group of windows, unless one window has more
+NUMBERS = 1 << 28  # in the vertices of a subdivision
+
+
+class _Large(Exception):
+    """A subdivision has more vertices than are held at once."""
 
 
 class VertexCounts(NamedTuple):
@@ -80,7 +85,8 @@ class Task:
     is new to the ledger in ``fresh``.
     apexes: per window that has some, the switching values that vanish at each.
     counts: (W, D) cells so far, one column a direction. status: (W,) -1 while counted.
-    over: a count that is not exceeded. stopped: why to stop now.
+    over: a count that is not exceeded. stopped: why to stop now. most, held: how many vertices may
+      be kept, and are.
     """
 
     layer: Layer
@@ -91,6 +97,8 @@ class Task:
     stopped: Callable[[], Status | None]
     watch: Callable[[int], None] | None
     numbers: int
+    most: int
+    held: int = 0
     found: list[Part] = dataclasses.field(default_factory=list)
     fresh: list[Vertices] = dataclasses.field(default_factory=list)
     apexes: dict[int, list[list[int]]] = dataclasses.field(default_factory=dict)
@@ -115,7 +123,7 @@ def count(
 
     Args:
       windows: one leading axis, any dimension k >= 1; memory grows with the vertices of the stage
-        before the last, time with those of the last.
+        before the last, which has a limit (LARGE), time with those of the last.
       directions: (D, k) of the sweeps, which must all agree; default: two fixed generic ones.
       max_regions: stop counting a window that has more cells. deadline: a time.monotonic() value.
       halt: asked now and then, ends the call with INTERRUPTED.
@@ -147,10 +155,18 @@ def count(
             ledger = Ledger(net, these, box_corners(these))
             part = counts._replace(**{n: getattr(counts, n)[low:high] for n in COLUMNS})
             keep = finish is not None
-            skeleton = _group(ledger, part, directions, over, stopped, watch, skeletons=keep)
-            done = part.status[skeleton.window] == Status.COMPLETE
-            if finish is not None and done.any():
-                finish(ledger, skeleton.rows(done), low)
+            try:
+                skeleton = _group(ledger, part, directions, over, stopped, watch, skeletons=keep)
+            except _Large:
+                if high - low > 1:
+                    size = (high - low) // 2
+                    _forget(part)
+                    continue
+                part.status[:] = Status.LARGE
+            else:
+                done = part.status[skeleton.window] == Status.COMPLETE
+                if finish is not None and done.any():
+                    finish(ledger, skeleton.rows(done), low)
             counts.decisions[:] += ledger.decisions, ledger.settled_exactly
             each = -(-ledger.vertices.size // (high - low))
             low, size = high, max(1, min(4 * size, GROUP // each))
@@ -170,7 +186,13 @@ def subdivision(
       stopped: asked now and then; a status ends the call with it.
     """
     ledger, out = Ledger(net, windows, box_corners(windows)), _blank(net, windows)
-    skeleton = _group(ledger, out, _directions(windows), math.inf, stopped, None, skeletons=True)
+    skeleton = boxes(len(out.status), windows.dimension, tables(2 * windows.dimension))
+    try:
+        skeleton = _group(
+            ledger, out, _directions(windows), math.inf, stopped, None, skeletons=True
+        )
+    except _Large:
+        out.status[:] = Status.LARGE
     done = out.status[skeleton.window] == Status.COMPLETE
     out.decisions[:] = ledger.decisions, ledger.settled_exactly
     return ledger, skeleton.rows(done), out
@@ -191,10 +213,19 @@ def _blank(net: CPAFunction, windows: Window) -> VertexCounts:
     )
 
 
+def _forget(out: VertexCounts) -> None:
+    """As if these windows had not been counted; what is proven of them stays."""
+    out.by_stage[:], out.hits[:], out.status[:] = 0, -1, -1
+
+
 def _group(
     ledger, out: VertexCounts, directions, over, stopped, watch, *, skeletons=False
 ) -> Complex:
-    """All stages of a few windows; the last one's subdivision only if ``skeletons``."""
+    """All stages of a few windows; the last one's subdivision only if ``skeletons``.
+
+    Raises:
+      _Large: these windows together have too many vertices.
+    """
     net, k, windows = ledger.net, ledger.windows.dimension, len(out.status)
     sizes = [s.size for s in net.stages]
     number = 2 * k + np.cumsum([0, *sizes])
@@ -205,13 +236,17 @@ def _group(
         layer = Layer(ledger, stage, int(number[stage]), 2 * k, words, directions, inert)
         keep = skeletons or stage < len(sizes) - 1
         counts = np.zeros((windows, len(directions)), np.int64)
-        task = Task(layer, keep, counts, out.status, over, stopped, watch, ledger.vertices.size)
+        most = NUMBERS // (max(sizes[stage : stage + 2]) + 16 * k)
+        vertices = ledger.vertices.size
+        task = Task(layer, keep, counts, out.status, over, stopped, watch, vertices, most)
         here = np.flatnonzero(out.status < 0)
-        found = _stage(task, skeleton)
+        try:
+            found = _stage(task, skeleton)
+        finally:
+            sound = here[out.status[here] != Status.DEGENERATE]
+            out.bound[sound] = np.maximum(out.bound[sound], task.counts[sound].min(axis=1))
         if (task.counts[out.status < 0] != task.counts[out.status < 0, :1]).any():
             raise RuntimeError("two sweeps disagree: signs at the vertices contradict each other")
-        sound = here[out.status[here] != Status.DEGENERATE]
-        out.bound[sound] = np.maximum(out.bound[sound], task.counts[sound].min(axis=1))
         left = np.flatnonzero(out.status < 0)
         out.by_stage[left, stage] = task.counts[left, 0]
         out.hits[left, stage] = hits(found, net.stages[stage].unit)[left]
@@ -318,17 +353,20 @@ def _descend(task: Task, part: Part) -> None:
     cells, level = swept(task.layer, part, edges)
     task.status[level] = Status.DEGENERATE
     _tally(task, cells)
-    at, unit = crossed(part, edges)
     if depth == task.k - 1 and not task.keep:  # the flats inside are points
-        change = coinciding(task.layer, part, edges, at, unit, task.apexes)
-        _tally(task, _per_window(task, part.window[edges.tail[at]]) + change[:, None])
+        for at, unit in crossed(part, edges, whole=True):
+            change = coinciding(task.layer, part, edges, at, unit, task.apexes)
+            _tally(task, _per_window(task, part.window[edges.tail[at]]) + change[:, None])
         return
-    for run in flats(part, edges, at, unit):
-        more = depth + 1 < task.k - 1
-        own = _alive(task, child(task.layer, part, edges, at[run], unit[run], sweep=more))
-        own = _unmet(task, own)
-        extra, same = settled(task.layer, own)
-        _descend(task, _alive(task, _concurrent(task, own, extra, same) if len(extra) else own))
+    for at, unit in crossed(part, edges):
+        for run in flats(part, edges, at, unit):
+            if (task.status >= 0).all():
+                return
+            more = depth + 1 < task.k - 1
+            own = _alive(task, child(task.layer, part, edges, at[run], unit[run], sweep=more))
+            own = _unmet(task, own)
+            extra, same = settled(task.layer, own)
+            _descend(task, _alive(task, _concurrent(task, own, extra, same) if len(extra) else own))
 
 
 def _unmet(task: Task, part: Part) -> Part:
@@ -395,4 +433,8 @@ def _kept(task: Task, part: Part) -> None:
         part.ids = task.numbers + np.arange(part.size)
         task.numbers += part.size
         task.fresh.append(part.at)
-    task.found.append(part)
+    light = {"values": part.values[:, :0], "heights": None, "parent": None, "at": None}
+    task.found.append(dataclasses.replace(part, **light, known={}))
+    task.held += part.size
+    if task.held > task.most:
+        raise _Large

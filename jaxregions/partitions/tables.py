@@ -63,8 +63,8 @@ def stage_tables(
     stages. Elsewhere it is that of ``count_regions``.
 
     Args:
-      f, input_shape, engine, progress: as for ``count_regions``; windows that "vertices" finds too
-        degenerate go to "cells".
+      f, input_shape, engine, progress: as for ``count_regions``; windows that are too
+        degenerate or too large for "vertices" go to "cells".
       source: (...,) windows of any dimension; or the certificate of a finished count of them, whose
         trees are read: then f is from ``jr.trace``, and there are neither limits nor engines.
       max_regions, max_seconds: as for ``count_regions``. All last cells of a window are made, so
@@ -150,7 +150,7 @@ def _by_refining(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
 
 
 def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> Listing:
-    """From the last subdivision's vertices; what is too degenerate for them by "cells"."""
+    """From the last subdivision's vertices; what is too degenerate or too large by "cells"."""
     parts = []
 
     def finish(ledger: Ledger, skeleton: Complex, first: int) -> None:
@@ -166,7 +166,7 @@ def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
         watch=lambda cells: watch(0, cells),
         finish=finish,
     )
-    left = np.flatnonzero(counts.status == Status.DEGENERATE)
+    left = np.flatnonzero(np.isin(counts.status, (Status.DEGENERATE, Status.LARGE)))
     if limits.halt is not None and (counts.status == Status.INTERRUPTED).any():
         limits.halt.set()
     if len(left):
