@@ -146,7 +146,8 @@ def stage_hits(net: CPAFunction, windows: Window, *, progress: bool | None = Non
     products in bounded memory (J is never stored). float64, not certified: a decision within
     rounding of a tie can go either way (the first layer's exact decisions are ``count_hits``).
     Under jit or vmap of the windows or of what the network closes over: traced arrays, in the
-    windows' precision.
+    windows' precision. Every comparison of a maximum over many candidates counts, also one between
+    candidates that lose; the ``hits`` of ``count_regions`` count changes of the maximisers only.
 
     Args:
       net: from ``jr.trace``.

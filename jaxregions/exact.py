@@ -6,6 +6,7 @@ the exact value) excludes zero, or it is made again in rational arithmetic on th
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -89,9 +90,12 @@ def key(x: Any) -> tuple[int, int]:
 
 
 def rounded(x: Any) -> float:
-    """The nearest float64 of an exact rational."""
+    """The nearest float64 of an exact rational, infinite beyond the largest."""
     numerator, denominator = key(x)
-    return numerator / denominator
+    try:
+        return numerator / denominator
+    except OverflowError:
+        return math.inf if numerator > 0 else -math.inf
 
 
 def solve(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -226,6 +226,28 @@ def test_cells_without_a_float_in_them_are_counted_and_refined():
     assert found.certified.all()
 
 
+@pytest.mark.parametrize("powers", [(600, 400), (-500, -500)])
+def test_rows_whose_length_overflows_are_decided_all_the_same(powers):
+    layers, scaled, total = integer_layers(3, (2, 3, 3), ("relu", "relu")), [], 0
+    for (weights, bias, how), power in zip(layers, powers, strict=True):
+        total += power
+        scaled.append((np.ldexp(weights, power), np.ldexp(bias, total), how))
+    windows = box(2, [[1.5, 1.0]])
+    found = counted(scaled, windows, certificate=True)
+    assert found.by_stage[0].tolist() == exact_cells(layers, [1.5, 1.0])
+    assert found.certified.all()
+    assert jr.verify(traced(scaled), windows, found.certificate) is True
+
+
+def test_a_window_of_the_largest_radius_is_counted():
+    layers = [
+        (np.array([[1.0, 2.0], [3.0, -1.0], [1e10, 1.0]]), np.array([1.0, 0.0, -2.0]), "relu")
+    ]
+    found = counted(layers, box(2, 1.5e308))
+    assert found.regions.tolist() == exact_cells(layers, [1.5e308] * 2)
+    assert found.certified.all()
+
+
 def test_a_function_without_stages_is_one_region():
     net = jr.trace(lambda x: 2 * x, np.zeros(3))
     assert count_cells(net, box(3, 1.0), limits=UNLIMITED).regions.tolist() == [1]

@@ -340,3 +340,11 @@ def test_functions_that_were_not_traced(function):
 def test_windows_of_another_dimension(function):
     with pytest.raises(ValueError, match=r"windows in 3 dimensions .* received 4"):
         function(NET, jr.Window(np.zeros(4), 1.0))
+
+
+def test_comparisons_of_losers_are_stage_hits_but_no_hits_of_the_count():
+    net = jr.trace(lambda x: jnp.max(jnp.stack([x[0], x[1], -x[0], 0 * x[0] + 9.0])), np.zeros(2))
+    window = jr.Window(np.zeros(2), 1.0)
+    counts, found = jr.count_regions(net, window), jr.stage_hits(net, window)
+    assert (counts.activation_regions, counts.hits.tolist()) == (1, [0, 0])
+    assert found.hits[0] == 1

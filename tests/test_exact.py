@@ -35,6 +35,13 @@ def backend(request, monkeypatch):
     return request.param
 
 
+def test_what_is_larger_than_every_float_rounds_to_infinity(backend):
+    large = exact.rational(1e300)
+    assert exact.rounded(large * large) == np.inf
+    assert exact.rounded(-(large * large)) == -np.inf
+    assert exact.rounded(1 / (large * large)) == 0.0
+
+
 def as_fraction(q):
     return Fraction(*exact.key(q))
 

@@ -454,3 +454,11 @@ def test_symmetries_leave_the_counts(seed, order, powers, turns, shift):
 @SYMMETRIES
 def test_more_symmetries_leave_the_counts(seed, order, powers, turns, shift):
     assert_symmetric(seed, order, powers, turns, shift)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_values_beyond_the_largest_float_are_decided_in_rationals(k):
+    layers = [(1e300 * np.eye(k), np.zeros(k), "relu"), (1e300 * np.eye(k), -np.ones(k), "relu")]
+    for engine in (None, "cells"):
+        counts = jr.count_regions(traced(layers), jr.Window(np.zeros(k), 1.0), engine=engine)
+        assert (counts.activation_regions, counts.certified) == (3**k, True)

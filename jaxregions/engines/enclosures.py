@@ -257,6 +257,7 @@ def exact_rows(
     return slope, first - slope @ start
 
 
+@np.errstate(all="ignore")
 def rounded_rows(
     net: CPAFunction, slope: np.ndarray, value: np.ndarray, radius: np.ndarray
 ) -> Rows:

@@ -171,6 +171,7 @@ def coarse_rows(search: Search, cell: Cell) -> Rows:
     return rounded_rows(search.net, *exactly(search, cell), radius)
 
 
+@np.errstate(all="ignore")
 def settled_rows(search: Search, cell: Cell) -> Rows:
     """The rows of the cell's stage, exact ones where floats do not know them well."""
     rows = cell.rows

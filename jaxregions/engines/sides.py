@@ -130,13 +130,9 @@ class Batch:
                 bases.basic[p, :m], bases.bound[p] = c.bases
         own = slice(fixed, None)
         radius = np.stack([search.radius[c.window] for c in cells])[:, None]
-        slopes = np.stack([r.slope for r in rows]) * radius
-        values = np.stack([r.value for r in rows])
-        length = np.sqrt((slopes**2).sum(axis=-1))
-        length = np.where(length > _TINY, length, np.abs(values))
-        length = np.where(length > _TINY, length, 1.0)
-        slope[:, own], value[:, own] = slopes / length[..., None], values / length
-        error[:, own] = np.stack([r.error for r in rows]) / length
+        columns = (np.stack(column) for column in zip(*(r[:3] for r in rows), strict=True))
+        slopes, values, errors, length = _scaled(radius, *columns)
+        slope[:, own], value[:, own], error[:, own] = slopes, values, errors
         scale[:, own] = length
         margin = np.zeros((count, size))
         many = np.array([len(c.value) for c in cells])
@@ -198,6 +194,24 @@ class Batch:
         return names
 
 
+def _scaled(radius, slope, value, error) -> tuple[np.ndarray, ...]:
+    """Rows in units of the radii, divided by their lengths; and these. Where that overflows, a row
+    of which nothing is known."""
+    with np.errstate(all="ignore"):
+        slope = slope * radius
+        size = np.abs(slope).max(axis=-1)
+        length = np.sqrt(((slope / np.where(size > 0, size, 1.0)[..., None]) ** 2).sum(axis=-1))
+        length = length * size
+        length = np.where(length > _TINY, length, np.abs(value))
+        length = np.where(length > _TINY, length, 1.0)
+        lost = ~(np.isfinite(length) & np.isfinite(value) & np.isfinite(error))
+        length[lost] = 1.0
+        slope, value, error = slope / length[..., None], value / length, error / length
+        lost |= ~(np.isfinite(slope).all(axis=-1) & np.isfinite(value) & np.isfinite(error))
+    slope[lost], value[lost], error[lost], length[lost] = 0.0, 0.0, np.inf, 1.0
+    return slope, value, error, length
+
+
 def tested(search: Search, batch: Batch, tests: Parts) -> Answers:
     """Whether these parts are empty, each proven.
 
@@ -244,6 +258,7 @@ def _chunks(size: np.ndarray, k: int) -> list[np.ndarray]:
     return chunks
 
 
+@np.errstate(all="ignore")  # of rows too large for floats nothing is proven here
 def _proposed(
     search: Search, batch: Batch, tests: Parts, chunk: np.ndarray
 ) -> tuple[np.ndarray, Margins, Bases]:

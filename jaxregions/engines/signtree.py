@@ -262,7 +262,7 @@ def _spanned(search: Search, batch: Batch, nodes: Nodes, stage: int, u, step):
     step: NaN where none is asked for.
     """
     literal, spans = batch.named(nodes.part), {}
-    coarse = np.isnan(u).any(axis=1) | (step == 0).any(axis=1)
+    coarse = np.isnan(u).any(axis=1) | ((step == 0) | np.isinf(step)).any(axis=1)
     for i in np.flatnonzero(coarse).tolist():
         cell, own = batch.cells[nodes.parent[i]], literal[i, : nodes.part.size[i]]
         spans[i] = exact_point(search, cell, own, u[i])
@@ -282,7 +282,8 @@ def _steps(slope, value, error, point, radius) -> tuple[np.ndarray, np.ndarray]:
         ratio = slack[..., None] / np.abs(slope)
         ahead = np.where(slope < 0, ratio, np.inf).min(axis=1, initial=np.inf)
         behind = np.where(slope > 0, ratio, np.inf).min(axis=1, initial=np.inf)
-    ahead, behind = np.minimum(ahead, 1 - point), np.minimum(behind, 1 + point)
+    known = np.isfinite(error).all(axis=1)[:, None]
+    ahead, behind = np.minimum(ahead, 1 - point) * known, np.minimum(behind, 1 + point) * known
     length = np.where(ahead >= behind, ahead, -behind) * 0.75
     u = point * radius
     return u, (u + length * radius) - u
