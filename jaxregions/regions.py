@@ -294,10 +294,12 @@ def _by_cells(
     )
     regions, hits, record = found.regions, found.hits, found.certificate
     if contests and record is not None:
-        merged = merged_regions(net, flat, *region_points(record, len(net.stages)))
-        regions = np.where(
-            found.certified, merged, 1
-        )  # cells of unfinished windows may still merge
+        points = region_points(record, len(net.stages))
+        merged, whole = merged_regions(net, flat, *points, frontier.pausing(limits))
+        late = found.certified & ~whole
+        if late.any():
+            found.status[late], found.certified[late] = frontier.stopped(limits), False
+        regions = np.maximum(merged, 1)  # other maximisers are another region
         played = [any(g.contest is not None for g in s.groups) for s in net.stages]
         hits = np.where(played, -1, hits)
     return build(

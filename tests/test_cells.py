@@ -111,7 +111,8 @@ def test_orders_of_losers_are_merged_as_in_the_plane():
         cells = count_cells(net, windows, limits=UNLIMITED, certificate=True)
         last = cells.certificate.stage == len(net.stages)
         at = cells.certificate.window[last], cells.certificate.witness[last], {}
-        regions = merged_regions(net, windows, *at)
+        regions, whole = merged_regions(net, windows, *at)
+        assert whole.all()
         assert regions.tolist() == jr.count_regions(net, windows).activation_regions.tolist()
         assert (regions <= cells.regions).all()
 

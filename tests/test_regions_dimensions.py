@@ -1,14 +1,17 @@
 """The front door for windows of dimension 3 and above; the engine has tests of its own."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from batchnorm_models import initial_variables
-from small_networks import network, recipe
+from small_networks import integer_layers, network, recipe, traced
 
 import jaxregions as jr
-from jaxregions import zoo
+from jaxregions import regions, zoo
+from jaxregions.engines import contests, frontier, search, unions
 
 
 def test_a_recipe_network_has_its_known_count():
@@ -161,3 +164,50 @@ def test_what_floats_cannot_finish_is_finished_in_rationals():
     counts = jr.count_regions(net, window, certificate=True)
     assert (counts.certified, counts.activation_regions) == (True, 47)
     assert jr.verify(net, window, counts.certificate) is True
+
+
+# Limits while regions are merged -----------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time stands still until ``clock.late`` is set, and is over then."""
+    hands = SimpleNamespace(late=False)
+    hands.monotonic = lambda: np.inf if hands.late else 0.0
+    for module in (regions, frontier, search):
+        monkeypatch.setattr(module, "time", hands)
+    return hands
+
+
+def late_from(monkeypatch, clock, module, name):
+    """The time is over when this function is called."""
+    function = getattr(module, name)
+
+    def called(*args, **options):
+        clock.late = True
+        return function(*args, **options)
+
+    monkeypatch.setattr(module, name, called)
+
+
+@pytest.mark.parametrize(("k", "module"), [(1, regions), (2, regions), (3, unions)])
+def test_affine_regions_respect_the_time(k, module, clock, monkeypatch):
+    net, window = traced(recipe((3, 4, 4), 1)), jr.Window(np.zeros(3), 1.0, basis=np.eye(3)[:, :k])
+    whole = jr.count_regions(net, window, affine=True, max_seconds=1)
+    assert whole.status == jr.Status.COMPLETE
+    late_from(monkeypatch, clock, module, "same_maps" if k < 3 else "patterns")
+    late = jr.count_regions(net, window, affine=True, max_seconds=1)
+    assert (late.status, late.affine_regions) == (jr.Status.MAX_SECONDS, -1)
+    assert late.activation_regions == whole.activation_regions
+
+
+def test_merging_maxima_respects_the_time(clock, monkeypatch):
+    net = traced(integer_layers(1, (3, 3, 2), (3, 3)))
+    window = jr.Window(np.zeros(3), 1.5)
+    whole = jr.count_regions(net, window, max_seconds=1)
+    assert whole.status == jr.Status.COMPLETE
+    monkeypatch.setattr(contests, "_CELLS", 5)
+    late_from(monkeypatch, clock, contests, "patterns")
+    late = jr.count_regions(net, window, max_seconds=1)
+    assert (late.status, late.certified) == (jr.Status.MAX_SECONDS, False)
+    assert 1 < late.activation_regions < whole.activation_regions

@@ -56,7 +56,7 @@ def signed_sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with jax.enable_x64(True):
         prepared = prepare(net)
         step = partial(compiled(_rows_sums, prepared.structure), prepared)
-        value, bound = in_steps(step, len(u), lambda part: lifted(inner, at, part))
+        value, bound = in_steps(step, len(u), lambda part: lifted(inner, at, part), inner.pause)
     return value, bound
 
 
@@ -94,6 +94,7 @@ def same_maps(ledger: Ledger, inner: Ledger, cells: Cells, known: np.ndarray) ->
     same = known.copy()
     same[unchanged] = True
     for facet in open_.tolist():
+        inner.pause()
         a, b = exact_slope(int(left[facet])), exact_slope(int(right[facet]))
         same[facet] = all(p == q for p, q in zip(a.ravel(), b.ravel(), strict=True))
     return same
@@ -119,7 +120,7 @@ def _changed(inner: Ledger, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         def inputs(part):
             return (*lifted(inner, ends[0], part), *lifted(inner, ends[1], part))
 
-        (changed,) = in_steps(lambda *rows: (step(*rows),), len(left), inputs)
+        (changed,) = in_steps(lambda *rows: (step(*rows),), len(left), inputs, inner.pause)
     return changed
 
 

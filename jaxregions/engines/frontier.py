@@ -22,7 +22,7 @@ from jaxregions.engines.records import hits, sign_bits
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["ENGINES", "Limits", "Status", "Tally", "explore"]
+__all__ = ["ENGINES", "Limits", "Status", "Stopped", "Tally", "explore", "pausing", "stopped"]
 
 ENGINES = {1: segments, 2: planar}
 BYTES = 256 << 20  # switching values held at once
@@ -55,6 +55,10 @@ class Limits(NamedTuple):
     regions: int | None
     deadline: float
     halt: Halt | None = None
+
+
+class Stopped(Exception):
+    """A limit ends the work in the middle of a step; what is in its tallies is proven."""
 
 
 class Tally(NamedTuple):
@@ -104,13 +108,16 @@ def explore(
 
     def group(start: int, stop: int) -> Ledger:
         these = windows[np.arange(start, stop)]
-        ledger = Ledger(net, these, corners(these))
+        ledger = Ledger(net, these, corners(these), pause=pausing(limits))
         part = tally._replace(**{n: getattr(tally, n)[start:stop] for n in WINDOW_COLUMNS})
 
         def watched(cells: int) -> None:
             watch(int((tally.status >= 0).sum()), cells)
 
-        _group(ledger, part, limits, finish, start, watched)
+        try:
+            _group(ledger, part, limits, finish, start, watched)
+        except Stopped:
+            part.status[part.status < 0] = stopped(limits)
         return ledger
 
     try:
@@ -185,13 +192,16 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
     layer, windows = ledger.net.stages[stage], len(tally.status)
     rows = max(1, BYTES // (9 * max(layer.size, 1)))
     stops = np.unique(np.linspace(0, mesh.faces, 1 - (-mesh.size // rows)).astype(int))
-    children = np.ones(mesh.faces, np.int64)
+    children, done = np.ones(mesh.faces, np.int64), 0
     bits = np.zeros((3, windows, -(-layer.size // 64)), np.uint64)
     for low, high in zip(stops[:-1].tolist(), stops[1:].tolist(), strict=True):
-        if low > 0 and _stopped(limits) is not None:
+        if low > 0 and stopped(limits) is not None:
             break
         part = mesh if high - low == mesh.faces else engine.restricted(mesh, low, high)
-        cuts = engine.counted(ledger, part, stage)
+        try:
+            cuts = engine.counted(ledger, part, stage)
+        except Stopped:
+            break
         children[low:high] = cuts.children
         bits |= sign_bits(cuts, windows)
         done = high
@@ -200,15 +210,15 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
     tally.by_stage[left, stage], tally.hits[left, stage] = 0, -1
     tally.status[np.setdiff1d(mesh.window, left)] = Status.COMPLETE
     if len(left):
-        tally.status[left] = _stopped(limits)
+        tally.status[left] = stopped(limits)
 
 
 def _within_limits(engine, mesh, tally: Tally, limits: Limits) -> list[Any]:
     """The mesh in runs of windows that may go on; the others get their status."""
     here = np.unique(mesh.window)
-    stopped = _stopped(limits)
-    if stopped is not None:
-        tally.status[here] = stopped
+    reason = stopped(limits)
+    if reason is not None:
+        tally.status[here] = reason
         return []
     if limits.regions is None or (tally.bound[here] <= limits.regions).all():
         return [mesh]
@@ -222,10 +232,21 @@ def _within_limits(engine, mesh, tally: Tally, limits: Limits) -> list[Any]:
     ]
 
 
-def _stopped(limits: Limits) -> Status | None:
+def stopped(limits: Limits) -> Status | None:
+    """Why to stop now."""
     if limits.halt is not None and limits.halt.is_set():
         return Status.INTERRUPTED
     return Status.MAX_SECONDS if time.monotonic() > limits.deadline else None
+
+
+def pausing(limits: Limits) -> Callable[[], None]:
+    """Called between the parts of long work: raises Stopped where the limits are reached."""
+
+    def pause() -> None:
+        if stopped(limits) is not None:
+            raise Stopped
+
+    return pause
 
 
 def _halves(engine, mesh) -> list[Any]:

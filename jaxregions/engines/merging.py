@@ -44,7 +44,7 @@ def witnesses(ledger: Ledger, cells: Cells) -> Ledger:
     if not cells.inside.all():
         error[~cells.inside] = _spread(ledger, cells)[~cells.inside]
     at = Vertices(cells.witness, error, cells.window, none, none, none, none, none)
-    inner = Ledger(ledger.net, ledger.windows, at)
+    inner = Ledger(ledger.net, ledger.windows, at, pause=ledger.pause)
     for cell in np.flatnonzero(~cells.inside).tolist():
         corner = cells.corner[cells.start[cell] : cells.start[cell + 1]].tolist()
         total = sum((point(ledger, c) for c in corner[1:]), start=point(ledger, corner[0]))

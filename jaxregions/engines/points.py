@@ -7,6 +7,7 @@ earlier vertices. The float coordinates are for speed; the recipe is what the ve
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -93,7 +94,8 @@ Key = int | tuple  # a vertex, or (stage, entry, key of the tail, key of the hea
 
 @dataclasses.dataclass
 class Ledger:
-    """What the exact decisions of one call share: the function, the windows, what is known."""
+    """What the exact decisions of one call share: the function, the windows, what is known; pause:
+    called between parts of long work, what it raises ends it."""
 
     net: CPAFunction
     windows: Window  # one leading axis
@@ -103,6 +105,7 @@ class Ledger:
     known: dict[tuple[Key, int], np.ndarray] = dataclasses.field(default_factory=dict)
     decisions: int = 0
     settled_exactly: int = 0
+    pause: Callable[[], None] = lambda: None
 
     def __post_init__(self):
         self.frame = frame_of(self.windows)

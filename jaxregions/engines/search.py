@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxregions.engines.certificates import ABOVE, BELOW, SPLIT, ZERO, Recorder
 from jaxregions.engines.enclosures import Rows, exact_rows, exact_spans, rounded_rows
-from jaxregions.engines.frontier import Limits, Status
+from jaxregions.engines.frontier import Limits, Status, Stopped
 from jaxregions.engines.longsteps import FAR
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -57,10 +57,6 @@ class Cell:
     rows: Rows | None = None
     exact: tuple[np.ndarray, np.ndarray] | None = None
     spans: tuple[np.ndarray, np.ndarray] | None = None
-
-
-class Stopped(Exception):
-    """A limit ends a search in the middle of a step; what is in its tallies is proven."""
 
 
 @dataclasses.dataclass(eq=False)

@@ -75,12 +75,13 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
         def run(x, error, vanishing=None):
             return step(prepared, x, error, vanishing, stage)
 
-        value, error, sign, odd = in_steps(run, count, inputs)
+        value, error, sign, odd = in_steps(run, count, inputs, ledger.pause)
     ledger.decisions += sign.size
     rows = np.flatnonzero(odd)
     for row in rows.tolist():
         undecided = int((sign[row] == UNDECIDED).sum())
         if undecided:
+            ledger.pause()
             known = values(ledger, int(ids[row]), stage)
             ledger.settled_exactly += undecided
             sign[row] = [(v > 0) - (v < 0) for v in known]
@@ -105,7 +106,7 @@ def patterns(
         def rows(x, error):
             return step(prepared, x, error, stages)
 
-        found = in_steps(rows, every.size, lambda part: lifted(inner, every, part))
+        found = in_steps(rows, every.size, lambda part: lifted(inner, every, part), inner.pause)
     return settled(inner, found, exactly)
 
 
@@ -116,6 +117,7 @@ def settled(
     for stage, sign in enumerate(found):
         inner.decisions += sign.size
         for row in np.flatnonzero((sign == UNDECIDED).any(axis=1)).tolist():
+            inner.pause()
             inner.settled_exactly += int((sign[row] == UNDECIDED).sum())
             if exactly is not None and row not in inner.points:
                 inner.points[row] = exactly(row)

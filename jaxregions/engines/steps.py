@@ -27,13 +27,17 @@ def _sizes(count: int) -> list[int]:
 
 
 def in_steps(
-    function: Callable[..., Any], count: int, inputs: Callable[[slice], tuple[np.ndarray, ...]]
+    function: Callable[..., Any],
+    count: int,
+    inputs: Callable[[slice], tuple[np.ndarray, ...]],
+    pause: Callable[[], None] = lambda: None,
 ) -> list[np.ndarray]:
     """The outputs of function(*inputs), NumPy arrays of ``count`` rows.
 
     Args:
       function: jitted, all inputs and outputs (a tuple or list) with one row a point.
       inputs: the rows of a slice.
+      pause: called before each step.
     """
     out: list[np.ndarray] = []
     running: deque[tuple[slice, Any]] = deque()
@@ -47,6 +51,7 @@ def in_steps(
 
     start = 0
     for size in _sizes(count):
+        pause()
         part = slice(start, min(start + size, count))
         rows = inputs(part)
         if part.stop - start < size:

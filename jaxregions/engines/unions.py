@@ -67,6 +67,7 @@ def _joined(found: Leaves, part: CellCounts) -> np.ndarray:
     contests = merging.has_contests(net)
     if whole.any():
         inner = witnesses(net, search.windows, found.levels[-1])
+        inner.pause = search.require_time
         signs = patterns(inner, len(net.stages))
         between = facets(found, signs)
         cells = between.cells(found)

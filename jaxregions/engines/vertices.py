@@ -30,7 +30,7 @@ from jaxregions import exact
 from jaxregions._interrupts import Halt
 from jaxregions.engines.apexes import MOST, added, rays
 from jaxregions.engines.complexes import Apexes, Complex, box_corners, boxes, tables
-from jaxregions.engines.frontier import Status
+from jaxregions.engines.frontier import Status, Stopped
 from jaxregions.engines.points import Ledger, U, Vertices
 from jaxregions.engines.records import hits
 from jaxregions.engines.signs import Signs, evaluate, packed
@@ -146,13 +146,17 @@ def count(
             return Status.INTERRUPTED
         return Status.MAX_SECONDS if time.monotonic() > deadline else None
 
+    def pause() -> None:
+        if stopped() is not None:
+            raise Stopped
+
     over = math.inf if max_regions is None else max_regions
     low, size = 0, 1
     try:
         while low < total:
             high = min(total, low + size)
             these = windows[np.arange(low, high)]
-            ledger = Ledger(net, these, box_corners(these))
+            ledger = Ledger(net, these, box_corners(these), pause=pause)
             part = counts._replace(**{n: getattr(counts, n)[low:high] for n in COLUMNS})
             keep = finish is not None
             try:
@@ -163,6 +167,8 @@ def count(
                     _forget(part)
                     continue
                 part.status[:] = Status.LARGE
+            except Stopped:
+                part.status[part.status < 0] = stopped()
             else:
                 done = part.status[skeleton.window] == Status.COMPLETE
                 if finish is not None and done.any():
