@@ -82,6 +82,16 @@ def test_points_that_are_no_floats_are_checked(thin, tmp_path):
     assert verify(net, windows, none) is not True
 
 
+@pytest.mark.parametrize("radius", [1e-310, 5e-324])
+def test_windows_smaller_than_the_smallest_normal_float(radius):
+    weights, bias = np.array([[1.0, 2.0], [3.0, -1.0], [0.0, 1.0]]), np.array([-3.0, -2.0, -1.0])
+    net = traced([(np.eye(2), np.ones(2), "relu"), (weights, bias, "relu")])
+    windows = jr.Window(np.zeros((1, 2)), radius)
+    counts = certified(net, windows)
+    assert verify(net, windows, counts.certificate) is True
+    assert proven(net, counts.certificate, windows) == [6]
+
+
 def test_degenerate_slices_with_dead_units():
     for seed in range(6):
         net = traced(integer_layers(seed, (3, 4, 3, 1), ("relu", "relu", None)))

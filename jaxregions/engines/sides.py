@@ -381,8 +381,8 @@ def exact_steps(search: Search, cell: Cell, literal: np.ndarray, u: np.ndarray) 
     for j, (behind, ahead) in enumerate(_rooms(search, cell, literal, at)):
         length = ahead if ahead >= behind else -behind
         steps[j] = (u[j] + exact.rounded(length) * 0.75) - u[j]
-        moved = exact.rational(u[j] + steps[j]) - at[j]
-        if not (-behind <= moved <= ahead):
+        end = u[j] + steps[j]
+        if not (np.isfinite(end) and -behind <= exact.rational(end) - at[j] <= ahead):
             steps[j] = 0.0
     return steps
 
@@ -393,8 +393,8 @@ def exact_point(
     """A point (k,) of the same part and steps (k,) from it in rationals; u itself unless NaN."""
     search.require_time()
     search.settled_exactly += 1
-    if np.isfinite(u).all():
-        at = exact.rationals(u)
+    if np.isfinite(u).all() or not len(literal):
+        at = exact.rationals(np.nan_to_num(u))
     else:
         slope, value = zip(*(exact_row(search, cell, *n) for n in literal.tolist()), strict=True)
         radius = exact.rationals(search.radius[cell.window])

@@ -262,6 +262,9 @@ def _spanned(search: Search, batch: Batch, nodes: Nodes, stage: int, u, step):
     step: NaN where none is asked for.
     """
     literal, spans = batch.named(nodes.part), {}
+    window, numbers = np.array([(c.window, c.number) for c in batch.cells])[nodes.parent].T
+    fine = np.finfo(np.float64).tiny  # a product with a smaller radius has no small relative error
+    u[(search.radius[window] < fine).any(axis=1)] = np.nan
     coarse = np.isnan(u).any(axis=1) | ((step == 0) | np.isinf(step)).any(axis=1)
     for i in np.flatnonzero(coarse).tolist():
         cell, own = batch.cells[nodes.parent[i]], literal[i, : nodes.part.size[i]]
@@ -269,7 +272,6 @@ def _spanned(search: Search, batch: Batch, nodes: Nodes, stage: int, u, step):
         u[i], step[i] = ([exact.rounded(x) for x in part] for part in spans[i])
     if search.recorder is None:
         return np.full(len(u), -1), spans
-    window, numbers = np.array([(c.window, c.number) for c in batch.cells])[nodes.parent].T
     made = search.recorder.add_cells(window, numbers, stage, u, step, spans)
     search.recorder.follow(nodes.step, nodes.branch, LEAF, made, ALONE)
     return made, spans
