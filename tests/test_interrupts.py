@@ -11,9 +11,12 @@ import pytest
 from small_networks import recipe, traced
 
 import jaxregions as jr
+from jaxregions import exact
 from jaxregions._interrupts import interruptible
 from jaxregions.engines import cells, leaves, signtree, unions, vertices
-from jaxregions.engines.search import Search
+from jaxregions.engines.enclosures import exact_rows
+from jaxregions.engines.farkas import decide
+from jaxregions.engines.search import Search, Stopped
 from jaxregions.partitions import assembly, trees
 
 CUBE = jr.Window(np.zeros(3), 1.0)
@@ -247,3 +250,22 @@ def test_what_has_too_many_regions_ends_within_bounded_memory(sizes, seed, radiu
     assert status == jr.Status.MAX_SECONDS
     assert regions > 1000
     assert kilobytes < 3 << 20
+
+
+def test_rational_work_stops_at_once():
+    """Rows of 784 dimensions take 785 evaluations, programs in them many pivots."""
+    net, windows = traced(recipe((3, 4, 4), 1)), jr.Window(np.zeros((1, 3)), 1.0)
+    calls = []
+
+    def pause():
+        calls.append(None)
+        if len(calls) == 2:
+            raise Stopped
+
+    start, step = exact.rationals(np.zeros(3)), exact.rationals(np.ones(3))
+    with pytest.raises(Stopped):
+        exact_rows(net, windows, 0, start, step, 1, pause)
+    calls.clear()
+    slope, value = exact.rationals(np.eye(3)), exact.rationals(-np.ones(3) / 2)
+    with pytest.raises(Stopped):
+        decide(slope, value, step, pause)

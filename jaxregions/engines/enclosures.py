@@ -12,6 +12,7 @@ rigorous bounds, and the others no slope: their value at u with a bound on how f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -239,12 +240,19 @@ def exact_spans(u: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def exact_rows(
-    net: CPAFunction, windows: Window, window: int, start: np.ndarray, step: np.ndarray, stage: int
+    net: CPAFunction,
+    windows: Window,
+    window: int,
+    start: np.ndarray,
+    step: np.ndarray,
+    stage: int,
+    pause: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slopes (n, k) and values (n,) at the window's centre, from values at a point and at steps
-    along the axes, all in rationals."""
+    along the axes, all in rationals. pause: called before each; what it raises ends it."""
 
     def at(point):
+        pause()
         x = input_point(windows, window, point).reshape(net.input_shape)
         return exact_values(net, x, stage)
 

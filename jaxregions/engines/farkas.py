@@ -11,6 +11,7 @@ proves it), or when the basis satisfies all rows at t > 0 (u is a solution).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,11 +34,17 @@ class Decision(NamedTuple):
     weight: dict[int, object]
 
 
-def decide(slope: np.ndarray, value: np.ndarray, radius: np.ndarray) -> Decision:
+def decide(
+    slope: np.ndarray,
+    value: np.ndarray,
+    radius: np.ndarray,
+    pause: Callable[[], None] = lambda: None,
+) -> Decision:
     """Whether {u : slope u + value > 0, |u_j| < radius_j} is empty.
 
     Args:
       slope, value, radius: (M, k), (M,), (k,) object arrays of rationals.
+      pause: called before every pivot; what it raises ends it.
     """
     rows, k = slope.shape
     one, zero = exact.rational(1.0), exact.rational(0.0)
@@ -58,6 +65,7 @@ def decide(slope: np.ndarray, value: np.ndarray, radius: np.ndarray) -> Decision
         inverse[j, j + 1] = -one
     weight = -inverse[k]
     for pivot in range(1 << 20):
+        pause()
         vertex = -(inverse @ right[basis])
         if vertex[k] <= 0:
             chosen = zip(basis, weight, strict=True)

@@ -147,7 +147,8 @@ def exactly(search: Search, cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     """The exact rows of the cell's own stage, in input units."""
     if cell.exact is None:
         spans = cell.spans or exact_spans(cell.u, cell.step)
-        cell.exact = exact_rows(search.net, search.windows, cell.window, *spans, cell.stage)
+        where = search.net, search.windows, cell.window, *spans, cell.stage
+        cell.exact = exact_rows(*where, search.require_time)
     return cell.exact
 
 

@@ -347,7 +347,7 @@ def _settle(search: Search, batch: Batch, tests: Parts, i: int, out: Answers) ->
     slope, value = zip(*(exact_row(search, cell, *name) for name in names), strict=True)
     slope, value = np.stack(slope), np.array(value, object)
     radius = search.radius[cell.window]
-    found = decide(slope, value, exact.rationals(radius))
+    found = decide(slope, value, exact.rationals(radius), search.require_time)
     if found.point is None:
         used = [names[r] for r in found.weight]
         noted = partial(_noted, search, used, list(found.weight.values()))
@@ -398,7 +398,7 @@ def exact_point(
     else:
         slope, value = zip(*(exact_row(search, cell, *n) for n in literal.tolist()), strict=True)
         radius = exact.rationals(search.radius[cell.window])
-        at = decide(np.stack(slope), np.array(value, object), radius).point
+        at = decide(np.stack(slope), np.array(value, object), radius, search.require_time).point
         assert at is not None, "a part that was proven to have points"
     rooms = _rooms(search, cell, literal, at)
     steps = [(ahead if ahead >= behind else -behind) / 2 for behind, ahead in rooms]

@@ -199,4 +199,5 @@ def _exactly(search: Search, cell: Cell, plane: int) -> bool:
     value = np.concatenate([np.delete(value, plane), np.array(ends, object)])
     if not rest.any():
         return all(v > 0 for v in value)
-    return decide(slope[:, rest], value, radius[rest]).point is not None
+    found = decide(slope[:, rest], value, radius[rest], search.require_time)
+    return found.point is not None
