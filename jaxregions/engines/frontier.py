@@ -150,7 +150,7 @@ def _group(ledger, tally, limits, finish, first, watch) -> None:
         if stage == stages:
             if finish is not None:
                 finish(ledger, mesh, first, tally)
-            tally.status[np.unique(mesh.window)] = Status.COMPLETE
+            tally.status[_present(mesh.window)] = Status.COMPLETE
             watch(mesh.faces)
             continue
         runs = _within_limits(engine, mesh, tally, limits)
@@ -171,8 +171,13 @@ def _group(ledger, tally, limits, finish, first, watch) -> None:
             stack.append((new, stage + 1))
 
 
+def _present(window: np.ndarray) -> np.ndarray:
+    """The distinct ones of windows in ascending order."""
+    return window[np.flatnonzero(np.diff(window, prepend=-1))]
+
+
 def _record(tally: Tally, mesh, stage: int, children, found) -> None:
-    here = np.unique(mesh.window)
+    here = _present(mesh.window)
     after = np.bincount(mesh.window, children, minlength=len(tally.status)).astype(np.int64)
     tally.by_stage[here, stage] = tally.bound[here] = after[here]
     tally.hits[here, stage] = found[here]
@@ -194,16 +199,16 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
         bits |= sign_bits(cuts, windows)
         done = high
     _record(tally, mesh, stage, children, hits(bits, layer.unit))
-    left = np.unique(mesh.window[done:])  # out of time before these were finished
+    left = _present(mesh.window[done:])  # out of time before these were finished
     tally.by_stage[left, stage], tally.hits[left, stage] = 0, -1
-    tally.status[np.setdiff1d(mesh.window, left)] = Status.COMPLETE
+    tally.status[_present(mesh.window)] = Status.COMPLETE
     if len(left):
         tally.status[left] = _stopped(limits)
 
 
 def _within_limits(engine, mesh, tally: Tally, limits: Limits) -> list[Any]:
     """The mesh in runs of windows that may go on; the others get their status."""
-    here = np.unique(mesh.window)
+    here = _present(mesh.window)
     stopped = _stopped(limits)
     if stopped is not None:
         tally.status[here] = stopped

@@ -41,13 +41,21 @@ def _sign(value: Any, bound: Any) -> Any:
 
 
 def _rows_signs(prepared: Any, x: Any, error: Any, vanishing: Any, stage: int):
+    """Values, NaN where their signs are not certain, and the largest of their errors."""
+
     def one(point, e, pins):
         value, bound = bounded_values(prepared, point, e, stage, pins)
-        sign = _sign(value, bound)
-        odd = jnp.any((sign == 0) | (sign == UNDECIDED))
-        return value, jnp.max(bound, initial=0.0), sign, odd
+        sure = (abs(value) > bound) | ((value == 0) & (bound == 0))
+        # As integers, which have the same order: XLA makes the maximum of floats one by one.
+        bits = jax.lax.bitcast_convert_type(bound, jnp.int64)
+        largest = jax.lax.bitcast_convert_type(jnp.max(bits, initial=0), jnp.float64)
+        return jnp.where(sure, value, jnp.nan), largest
 
     return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error, vanishing)
+
+
+def _with_bits(value: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, ...]:
+    return value, error, packed(value > 0), packed(value < 0)
 
 
 def rows_patterns(prepared: Any, x: Any, error: Any, stages: int):
@@ -74,19 +82,21 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
         def run(x, error, vanishing=None):
             return step(prepared, x, error, vanishing, stage)
 
-        value, error, sign, odd = in_steps(run, count, inputs)
-    ledger.decisions += sign.size
-    rows = np.flatnonzero(odd)
-    for row in rows.tolist():
-        undecided = int((sign[row] == UNDECIDED).sum())
-        if undecided:
-            known = values(ledger, int(ids[row]), stage)
-            ledger.settled_exactly += undecided
-            sign[row] = [(v > 0) - (v < 0) for v in known]
-            value[row] = [exact.rounded(v) for v in known]
-            error[row] = 2 * U * np.abs(value[row]).max(initial=np.finfo(float).tiny)
-    at, entry = np.nonzero(sign[rows] == 0)
-    return Signs(ids, value, error, packed(sign > 0), packed(sign < 0), rows[at], entry)
+        value, error, positive, negative = in_steps(run, count, inputs, _with_bits)
+    ledger.decisions += value.size
+    certain = np.bitwise_count(positive | negative).sum(axis=1, dtype=np.int64)
+    rows = np.flatnonzero(certain < value.shape[1])
+    sign = np.sign(value[rows])  # NaN: undecided
+    undecided = np.isnan(sign).sum(axis=1)
+    ledger.settled_exactly += int(undecided.sum())
+    for i in np.flatnonzero(undecided).tolist():
+        row, known = rows[i], values(ledger, int(ids[rows[i]]), stage)
+        sign[i] = [(v > 0) - (v < 0) for v in known]
+        value[row] = [exact.rounded(v) for v in known]
+        error[row] = 2 * U * np.abs(value[row]).max(initial=np.finfo(float).tiny)
+    positive[rows], negative[rows] = packed(sign > 0), packed(sign < 0)
+    at, entry = np.nonzero(sign == 0)
+    return Signs(ids, value, error, positive, negative, rows[at], entry)
 
 
 def patterns(inner: Ledger, stages: int) -> list[np.ndarray]:

@@ -27,23 +27,28 @@ def _sizes(count: int) -> list[int]:
 
 
 def in_steps(
-    function: Callable[..., Any], count: int, inputs: Callable[[slice], tuple[np.ndarray, ...]]
+    function: Callable[..., Any],
+    count: int,
+    inputs: Callable[[slice], tuple[np.ndarray, ...]],
+    finish: Callable[..., Any] = lambda *rows: rows,
 ) -> list[np.ndarray]:
     """The outputs of function(*inputs), NumPy arrays of ``count`` rows.
 
     Args:
       function: jitted, all inputs and outputs (a tuple or list) with one row a point.
       inputs: the rows of a slice.
+      finish: what is made of the outputs of a step, row by row, while they are at hand.
     """
     out: list[np.ndarray] = []
     running: deque[tuple[slice, Any]] = deque()
 
     def fetch():
-        part, results = running.popleft()
+        part, outputs = running.popleft()
+        results = finish(*map(np.asarray, outputs))
         if not out:
             out.extend(np.empty((count, *r.shape[1:]), r.dtype) for r in results)
         for target, result in zip(out, results, strict=True):
-            target[part] = np.asarray(result)[: part.stop - part.start]
+            target[part] = result[: part.stop - part.start]
 
     start = 0
     for size in _sizes(count):
