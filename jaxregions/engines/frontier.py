@@ -19,6 +19,7 @@ from jaxregions._interrupts import Halt
 from jaxregions.engines import planar, segments
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.records import hits, sign_bits
+from jaxregions.engines.signs import evaluate
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
@@ -164,7 +165,8 @@ def _group(ledger, tally, limits, finish, first, watch) -> None:
         elif heavy and mesh.window[0] != mesh.window[-1]:
             stack += [(half, stage) for half in reversed(_halves(engine, mesh))]
         else:
-            new, cuts = engine.refined(ledger, mesh, stage)
+            signs = evaluate(ledger, mesh.vertices, stage)
+            new, cuts = engine.refined(ledger, mesh, stage, signs)
             found = hits(sign_bits(cuts, len(tally.status)), net.stages[stage].unit)
             _record(tally, mesh, stage, cuts.children, found)
             watch(new.faces)
@@ -194,7 +196,7 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
         if low > 0 and _stopped(limits) is not None:
             break
         part = mesh if high - low == mesh.faces else engine.restricted(mesh, low, high)
-        cuts = engine.counted(ledger, part, stage)
+        cuts = engine.counted(ledger, part, stage, evaluate(ledger, part.vertices, stage))
         children[low:high] = cuts.children
         bits |= sign_bits(cuts, windows)
         done = high

@@ -11,7 +11,7 @@ from jaxregions.engines.edges import zeros_on
 from jaxregions.engines.mesh import Mesh, boxes, edges_of, restricted
 from jaxregions.engines.points import Ledger, U, widest
 from jaxregions.engines.records import Cells, Cuts
-from jaxregions.engines.signs import Signs, evaluate
+from jaxregions.engines.signs import Signs
 from jaxregions.engines.split import new_vertices, split
 
 __all__ = ["begin", "cells", "counted", "middles", "refined", "restricted"]
@@ -22,9 +22,12 @@ def begin(windows: int) -> Mesh:
     return boxes(windows)
 
 
-def refined(ledger: Ledger, mesh: Mesh, stage: int) -> tuple[Mesh, Cuts]:
-    """The faces of the mesh cut by a stage; its new vertices are added to the ledger."""
-    signs = evaluate(ledger, mesh.vertices, stage)
+def refined(ledger: Ledger, mesh: Mesh, stage: int, signs: Signs) -> tuple[Mesh, Cuts]:
+    """The faces of the mesh cut by a stage; its new vertices are added to the ledger.
+
+    Args:
+      signs: of the stage, at the vertices of the mesh.
+    """
     edges, zeros, rim, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=True)
     half, edge_of = edges
     fresh = new_vertices(ledger, mesh, signs, stage, half, zeros, rim, found, cross)
@@ -38,9 +41,8 @@ def refined(ledger: Ledger, mesh: Mesh, stage: int) -> tuple[Mesh, Cuts]:
     return new, _cuts(mesh, signs, found, children, pieces)
 
 
-def counted(ledger: Ledger, mesh: Mesh, stage: int) -> Cuts:
+def counted(ledger: Ledger, mesh: Mesh, stage: int, signs: Signs) -> Cuts:
     """How many faces a stage makes of each face, without making them."""
-    signs = evaluate(ledger, mesh.vertices, stage)
     _, _, _, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=False)
     return _cuts(mesh, signs, found, _children(mesh, found, cross))
 
@@ -94,9 +96,8 @@ def middles(ledger: Ledger, mesh: Mesh) -> np.ndarray:
     return np.stack([np.add.reduceat(c, mesh.start[:-1]) / size for c in columns], axis=1)
 
 
-def cells(ledger: Ledger, mesh: Mesh) -> Cells:
-    """Faces with witness points, and the facets between them."""
-    witness = middles(ledger, mesh)
+def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
+    """Faces with witness points, their ``middles``, and the facets between them."""
     half = np.flatnonzero(np.arange(len(mesh.twin)) < mesh.twin)
     corner = mesh.vertices.take(mesh.origin)
     return Cells(

@@ -13,11 +13,11 @@ from jaxregions.engines import merging
 from jaxregions.engines.affine import same_maps
 from jaxregions.engines.flips import face_signs, unpacked
 from jaxregions.engines.frontier import ENGINES, Limits, Status
-from jaxregions.engines.maps import Generation
+from jaxregions.engines.maps import Family, Generation, begin_maps
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import hits, sign_bits
-from jaxregions.engines.signs import patterns
+from jaxregions.engines.signs import evaluate, patterns
 from jaxregions.partitions.assembly import Found, assembled, labelled, maps_of
 from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
@@ -37,7 +37,8 @@ def refined(
     engine = ENGINES[window.dimension]
     ledger = Ledger(net, windows, corners(windows))
     done: tuple[Any, list[StageTable], list[np.ndarray]] = engine.begin(1), [], []
-    family = [Generation(np.zeros((1, window.dimension)), np.zeros(1, np.int64))]
+    whole = Generation(np.zeros((1, window.dimension)), np.zeros(1, np.int64))
+    family = Family(ledger, [whole])
     status = Status.COMPLETE
     try:
         for stage, layer in enumerate(net.stages):
@@ -45,19 +46,24 @@ def refined(
             status = _stop(limits, mesh.faces)
             if status != Status.COMPLETE:
                 break
-            new, cuts = engine.refined(ledger, mesh, stage)
+            known = evaluate(ledger, mesh.vertices, stage)
+            begin_maps(family)  # on the device, beside the geometry
+            new, cuts = engine.refined(ledger, mesh, stage, known)
             found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
             cut = cuts.cut_cell, layer.unit[cuts.cut_entry], cuts.children
             table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
             if window.dimension == 2:
                 signs = [*signs, unpacked(*face_signs(new, cuts), layer.size)]
-            family.append(Generation(engine.middles(ledger, new), new.parent))
+            family.generations.append(Generation(engine.middles(ledger, new), new.parent))
             done = new, [*tables, table], signs
             watch(0, new.faces)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     mesh, tables, signs = done
-    cells = engine.cells(ledger, mesh)
+    del family.generations[len(tables) + 1 :]
+    if status == Status.COMPLETE:
+        begin_maps(family)
+    cells = engine.cells(ledger, mesh, family.generations[-1].u)
     inner = merging.witnesses(ledger, cells)
     signs = _inherited(signs, tables) or patterns(inner, len(tables))
     agree = partial(same_maps, ledger, inner) if affine else None
@@ -70,7 +76,7 @@ def refined(
     shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, size)
     counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
     cells = cells._replace(facet=number[cells.facet])
-    maps = maps_of(inner, family[: len(tables) + 1], status)
+    maps = maps_of(family, status)
     return assembled(net, window, Found(cells, shape, signs, maps, labels, status, counted))
 
 
