@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -63,21 +64,23 @@ def refined(
     del family.generations[len(tables) + 1 :]
     if status == Status.COMPLETE:
         begin_maps(family)
-    cells = engine.cells(ledger, mesh, family.generations[-1].u)
-    inner = merging.witnesses(ledger, cells)
-    signs = _inherited(signs, tables) or patterns(inner, len(tables))
-    agree = partial(same_maps, ledger, inner) if affine else None
-    labels = labelled(net, cells, signs, tables, status, agree)
-    used = np.zeros(ledger.vertices.size, bool)
-    used[cells.corner] = True
-    number, used = np.cumsum(used) - 1, np.flatnonzero(used)
-    corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
-    size = _sizes(u, cells.start, corner)
+    with ThreadPoolExecutor(1) as pool:
+        maps = pool.submit(maps_of, family, status)
+        cells = engine.cells(ledger, mesh, family.generations[-1].u)
+        inner = merging.witnesses(ledger, cells)
+        signs = _inherited(signs, tables) or patterns(inner, len(tables))
+        agree = partial(same_maps, ledger, inner) if affine else None
+        labels = labelled(net, cells, signs, tables, status, agree)
+        used = np.zeros(ledger.vertices.size, bool)
+        used[cells.corner] = True
+        number, used = np.cumsum(used) - 1, np.flatnonzero(used)
+        corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
+        size = _sizes(u, cells.start, corner)
     shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, size)
     counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
     cells = cells._replace(facet=number[cells.facet])
-    maps = maps_of(family, status)
-    return assembled(net, window, Found(cells, shape, signs, maps, labels, status, counted))
+    found = Found(cells, shape, signs, maps.result(), labels, status, counted)
+    return assembled(net, window, found)
 
 
 def _stop(limits: Limits, faces: int) -> Status:
