@@ -17,12 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.engines.points import Ledger, lift
-from jaxregions.engines.steps import AHEAD, ROWS
+from jaxregions.engines.steps import AHEAD, EARLY, ROWS
 from jaxregions.tracing import compiled, level_values, levels_of, prepare
 
 __all__ = ["Family", "Generation", "affine_maps", "begin_maps"]
-
-BYTES = 64 << 20  # of maps that are made before they are asked for
 
 
 class Generation(NamedTuple):
@@ -84,7 +82,7 @@ def begin_maps(family: Family) -> None:
     """Has the device make the maps of the last generation, unless they are few or very many."""
     level, (count, k) = len(family.generations) - 1, family.generations[-1].u.shape
     numbers = sum(math.prod(s.shape) for s in levels_of(family.ledger.net)[level].made)
-    if count > ROWS[0] and 8 * count * (k + 1) * numbers <= BYTES:
+    if count > ROWS[0] and 8 * count * (k + 1) * numbers <= EARLY:
         for i in range(-(-count // family.size)):
             _block(family, level, i)
 

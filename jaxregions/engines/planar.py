@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,18 @@ def begin(windows: int) -> Mesh:
     return boxes(windows)
 
 
-def refined(ledger: Ledger, mesh: Mesh, stage: int, signs: Signs) -> tuple[Mesh, Cuts]:
+def refined(
+    ledger: Ledger,
+    mesh: Mesh,
+    stage: int,
+    signs: Signs,
+    meet: Callable[[np.ndarray], None] | None = None,
+) -> tuple[Mesh, Cuts]:
     """The faces of the mesh cut by a stage; its new vertices are added to the ledger.
 
     Args:
       signs: of the stage, at the vertices of the mesh.
+      meet: receives the vertices of the new mesh, before its faces are made.
     """
     edges, zeros, rim, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=True)
     half, edge_of = edges
@@ -34,6 +42,8 @@ def refined(ledger: Ledger, mesh: Mesh, stage: int, signs: Signs) -> tuple[Mesh,
     numbers = ledger.vertices.size + np.arange(fresh.size)
     ledger.vertices = ledger.vertices.extended(fresh)
     vertices = np.concatenate([mesh.vertices, numbers])
+    if meet is not None:
+        meet(vertices)
     new, pieces = split(mesh, edge_of, zeros, rim, found, cross, stage, vertices)
     children = np.bincount(new.parent, minlength=mesh.faces)
     if (children != _children(mesh, found, cross)).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -60,11 +61,18 @@ def restricted(line: Line, low: int, high: int) -> Line:
     )
 
 
-def refined(ledger: Ledger, line: Line, stage: int, signs: Signs) -> tuple[Line, Cuts]:
+def refined(
+    ledger: Ledger,
+    line: Line,
+    stage: int,
+    signs: Signs,
+    meet: Callable[[np.ndarray], None] | None = None,
+) -> tuple[Line, Cuts]:
     """The intervals cut by a stage; its breakpoints are added to the ledger's vertices.
 
     Args:
       signs: of the stage, at the vertices of the line.
+      meet: receives the vertices of the new line.
     """
     zeros = zeros_on(ledger, signs, stage, line.tail, line.tail + 1)
     at = zeros.edge[zeros.first]
@@ -92,6 +100,8 @@ def refined(ledger: Ledger, line: Line, stage: int, signs: Signs) -> tuple[Line,
         parent,
         line.tail[parent] + before + rank,
     )
+    if meet is not None:
+        meet(new.vertices)
     return new, _cuts(line, signs, zeros)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,19 @@ import numpy as np
 
 from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, values
-from jaxregions.engines.steps import in_steps, lifted, pinned
+from jaxregions.engines.steps import AHEAD, ROWS, begun, in_steps, lifted, pinned
 from jaxregions.tracing import bounded_values, compiled, is_slot, prepare
 
-__all__ = ["Signs", "evaluate", "one_bits", "packed", "patterns", "rows_patterns", "settled"]
+__all__ = [
+    "Signs",
+    "evaluate",
+    "evaluating",
+    "one_bits",
+    "packed",
+    "patterns",
+    "rows_patterns",
+    "settled",
+]
 
 UNDECIDED = 2
 
@@ -67,6 +77,11 @@ def rows_patterns(prepared: Any, x: Any, error: Any, stages: int):
 
 def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
     """Values and exact signs of the stage at these vertices; undecided signs in rationals."""
+    return evaluating(ledger, ids, stage)()
+
+
+def evaluating(ledger: Ledger, ids: np.ndarray, stage: int, early: int = 0) -> Callable[[], Signs]:
+    """``evaluate``, running from now on for so many bytes of values; calling it gives the signs."""
     net, count = ledger.net, len(ids)
     compares = any(is_slot(g.right) for g in net.stages[stage].groups)
     vertices = ledger.vertices.rows(ids)
@@ -75,14 +90,20 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
         point = lifted(ledger, vertices, part)
         return (*point, pinned(ledger, vertices, part)) if compares else point
 
-    with jax.enable_x64(True):
-        prepared = prepare(net)
-        step = compiled(_rows_signs, prepared.structure, static=(4,))
+    prepared = prepare(net)
+    step = compiled(_rows_signs, prepared.structure, static=(4,))
 
-        def run(x, error, vanishing=None):
+    def run(x, error, vanishing=None):
+        with jax.enable_x64(True):
             return step(prepared, x, error, vanishing, stage)
 
-        value, error, positive, negative = in_steps(run, count, inputs, _with_bits)
+    ahead = early // (8 * ROWS[1] * max(net.stages[stage].size, 1))
+    collected = begun(run, count, inputs, _with_bits, max(ahead, AHEAD))
+    return lambda: _settled(ledger, ids, stage, *collected())
+
+
+def _settled(ledger, ids, stage, value, error, positive, negative) -> Signs:
+    """What is not certain made in rationals."""
     ledger.decisions += value.size
     certain = np.bitwise_count(positive | negative).sum(axis=1, dtype=np.int64)
     rows = np.flatnonzero(certain < value.shape[1])

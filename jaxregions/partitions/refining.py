@@ -18,7 +18,8 @@ from jaxregions.engines.maps import Family, Generation, begin_maps
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import hits, sign_bits
-from jaxregions.engines.signs import evaluate, patterns
+from jaxregions.engines.signs import Signs, evaluating, patterns
+from jaxregions.engines.steps import EARLY
 from jaxregions.partitions.assembly import Found, assembled, labelled, maps_of
 from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
@@ -41,15 +42,23 @@ def refined(
     whole = Generation(np.zeros((1, window.dimension)), np.zeros(1, np.int64))
     family = Family(ledger, [whole])
     status = Status.COMPLETE
+    evaluations: list[Callable[[], Signs]] = []
+
+    def evaluate_at(stage: int, vertices: np.ndarray) -> None:
+        if stage < len(net.stages):
+            evaluations.append(evaluating(ledger, vertices, stage, EARLY))
+
+    evaluate_at(0, done[0].vertices)
     try:
         for stage, layer in enumerate(net.stages):
             mesh, tables, signs = done
             status = _stop(limits, mesh.faces)
             if status != Status.COMPLETE:
                 break
-            known = evaluate(ledger, mesh.vertices, stage)
+            at_vertices = evaluations.pop()()
             begin_maps(family)  # on the device, beside the geometry
-            new, cuts = engine.refined(ledger, mesh, stage, known)
+            meet = partial(evaluate_at, stage + 1)
+            new, cuts = engine.refined(ledger, mesh, stage, at_vertices, meet)
             found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
             cut = cuts.cut_cell, layer.unit[cuts.cut_entry], cuts.children
             table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
