@@ -61,7 +61,7 @@ def _arrangement(ledger: Ledger, mesh: Mesh, signs: Signs, stage: int, *, geomet
     half, twin, edge_of, forward = edges_of(mesh)
     tail, head = mesh.origin[half], mesh.origin[mesh.following[half]]
     zeros = zeros_on(ledger, signs, stage, tail, head)
-    rim = chord.boundary(mesh, zeros, edge_of, forward)
+    rim = chord.boundary(mesh, zeros, edge_of, forward, (tail, head))
     found = chord.find_chords(mesh, signs, zeros, rim, (half, twin))
     cross = chord.crossings(ledger, signs, stage, rim, found, geometry=geometry)
     return (half, edge_of), zeros, rim, found, cross
@@ -144,5 +144,7 @@ def _left_of_all(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> np.ndarray:
         long = np.maximum(np.abs(sx), np.abs(sy)) + slack
         wide = np.maximum(np.abs(rx), np.abs(ry)) + slack
         bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
-        left = turn > bound + np.finfo(np.float64).tiny
-    return np.logical_and.reduceat(left, start)
+        doubtful = np.flatnonzero(~(turn > bound + np.finfo(np.float64).tiny))
+    inside = np.ones(mesh.faces, bool)
+    inside[face.take(doubtful)] = False
+    return inside

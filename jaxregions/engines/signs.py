@@ -44,6 +44,10 @@ class Signs(NamedTuple):
     zero_row: np.ndarray
     zero_entry: np.ndarray
 
+    def at(self, row: np.ndarray, entry: np.ndarray) -> np.ndarray:
+        """values[row, entry], for which NumPy needs twice as long."""
+        return self.values.ravel().take(row * self.values.shape[1] + entry)
+
 
 def _sign(value: Any, bound: Any) -> Any:
     sign = jnp.where(value > bound, 1, jnp.where(value < -bound, -1, UNDECIDED))
@@ -107,6 +111,8 @@ def _settled(ledger, ids, stage, value, error, positive, negative) -> Signs:
     ledger.decisions += value.size
     certain = np.bitwise_count(positive | negative).sum(axis=1, dtype=np.int64)
     rows = np.flatnonzero(certain < value.shape[1])
+    if not len(rows):
+        return Signs(ids, value, error, positive, negative, rows, rows)
     sign = np.sign(value[rows])  # NaN: undecided
     undecided = np.isnan(sign).sum(axis=1)
     ledger.settled_exactly += int(undecided.sum())
