@@ -140,7 +140,7 @@ def count_regions(
     contests = merging.has_contests(net)
 
     def finish(ledger, mesh, first, part: Tally):
-        faces = module.cells(ledger, mesh)
+        faces = module.cells(ledger, mesh, module.middles(ledger, mesh))
         inner = merging.witnesses(ledger, faces)
         same = np.zeros(len(faces.left), bool)
         here = np.unique(faces.window)

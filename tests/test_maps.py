@@ -44,8 +44,10 @@ def assert_maps(f, window):
 
 
 @pytest.mark.slow
-def test_maps_are_the_derivatives_at_the_witnesses(monkeypatch):
+@pytest.mark.parametrize("early", [0, maps.EARLY])
+def test_maps_are_the_derivatives_at_the_witnesses(monkeypatch, early):
     monkeypatch.setattr(maps, "ROWS", (8, 16))  # parents in two blocks
+    monkeypatch.setattr(maps, "EARLY", early)  # made when they are needed, or before
     assert assert_maps(residual, jr.Window(np.array([0.1, 0.2, -0.1]), 0.8, basis=BASIS)) > 64
 
 

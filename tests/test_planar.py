@@ -18,6 +18,7 @@ from small_networks import (
 
 import jaxregions as jr
 from jaxregions.engines import edges, planar, points
+from jaxregions.engines.signs import evaluate
 
 INTEGER_CASES = [
     ((5, 4, 3, 3, 1), ("relu", "relu", "relu", None)),
@@ -133,7 +134,8 @@ def final_mesh(net, windows):
     ledger = points.Ledger(net, windows, points.corners(windows))
     mesh = planar.begin(len(windows.center))
     for stage in range(len(net.stages)):
-        mesh, _ = planar.refined(ledger, mesh, stage)
+        known = evaluate(ledger, mesh.vertices, stage)
+        mesh, _ = planar.refined(ledger, mesh, stage, known)
     return ledger, mesh
 
 

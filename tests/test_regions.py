@@ -344,11 +344,11 @@ def test_an_interrupt_keeps_the_finished_windows(growing, monkeypatch):
     net, windows, exact = growing
     refined, seen = planar.refined, []
 
-    def interrupted(ledger, mesh, stage):
+    def interrupted(ledger, mesh, stage, known):
         seen.append(stage)
         if len(seen) > 2 * len(net.stages) - 1:
             raise KeyboardInterrupt
-        return refined(ledger, mesh, stage)
+        return refined(ledger, mesh, stage, known)
 
     monkeypatch.setattr(frontier, "FIRST_GROUP", 1)
     monkeypatch.setattr(frontier, "GROUP_VERTICES", 1)

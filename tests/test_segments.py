@@ -10,6 +10,7 @@ from small_networks import gaussian_layers, integer_layers, integer_windows, net
 
 import jaxregions as jr
 from jaxregions.engines import frontier, points, segments
+from jaxregions.engines.signs import evaluate
 
 INTEGER_CASES = [
     ((4, 4, 3, 3, 1), ("relu", "relu", "relu", None)),
@@ -83,7 +84,8 @@ def test_zeros_that_rounding_puts_in_the_wrong_order_keep_their_places(seed):
     ledger = points.Ledger(net, line, points.corners(line))
     mesh = segments.begin(1)
     for stage in range(len(net.stages)):
-        mesh, _ = segments.refined(ledger, mesh, stage)
+        known = evaluate(ledger, mesh.vertices, stage)
+        mesh, _ = segments.refined(ledger, mesh, stage, known)
     for vertex, (u, error) in enumerate(
         zip(ledger.vertices.u[:, 0], ledger.vertices.error, strict=True)
     ):

@@ -56,7 +56,9 @@ def signed_sums(inner: Ledger, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with jax.enable_x64(True):
         prepared = prepare(net)
         step = partial(compiled(_rows_sums, prepared.structure), prepared)
-        value, bound = in_steps(step, len(u), lambda part: lifted(inner, at, part), inner.pause)
+        value, bound = in_steps(
+            step, len(u), lambda part: lifted(inner, at, part), pause=inner.pause
+        )
     return value, bound
 
 
@@ -120,7 +122,7 @@ def _changed(inner: Ledger, left: np.ndarray, right: np.ndarray) -> np.ndarray:
         def inputs(part):
             return (*lifted(inner, ends[0], part), *lifted(inner, ends[1], part))
 
-        (changed,) = in_steps(lambda *rows: (step(*rows),), len(left), inputs, inner.pause)
+        (changed,) = in_steps(lambda *rows: (step(*rows),), len(left), inputs, pause=inner.pause)
     return changed
 
 

@@ -80,26 +80,35 @@ class Crossings(NamedTuple):
     error: np.ndarray
 
 
-def boundary(mesh: Mesh, zeros: Zeros, edge_of: np.ndarray, forward: np.ndarray) -> Boundary:
-    """Positions of a mesh whose half-edges lie on edges ``edge_of``, along them or against."""
-    count = zeros.per_edge[edge_of]
+def boundary(
+    mesh: Mesh,
+    zeros: Zeros,
+    edge_of: np.ndarray,
+    forward: np.ndarray,
+    ends: tuple[np.ndarray, np.ndarray],
+) -> Boundary:
+    """Positions of a mesh whose half-edges lie on edges ``edge_of``, along them or against.
+
+    Args:
+      ends: (tail, head) of the edges.
+    """
+    count = zeros.per_edge.take(edge_of)
     corner = np.arange(len(edge_of)) + starts_of(count)[:-1]
     half, place = ragged(count)
-    begin = starts_of(zeros.per_edge)[edge_of[half]]
-    place_on_edge = np.where(forward[half], place, count[half] - 1 - place)
-    zero = zeros.first[begin + place_on_edge]
-    at = corner[half] + 1 + place
+    edge = edge_of.take(half)
+    begin, last = starts_of(zeros.per_edge).take(edge), zeros.per_edge.take(edge) - 1
+    place_on_edge = np.abs(place - last * ~forward.take(half))
+    zero = zeros.first.take(begin + place_on_edge)
+    at = corner.take(half) + 1 + place
     size = len(edge_of) + len(half)
     face, node = np.empty(size, np.int64), np.empty(size, np.int64)
     tail, head = np.empty(size, np.int64), np.empty(size, np.int64)
     t, error = np.zeros(size), np.zeros(size)
-    face[corner], face[at] = mesh.face, mesh.face[half]
+    face[corner], face[at] = mesh.face, mesh.face.take(half)
     node[corner], node[at] = mesh.origin, mesh.size + begin + place_on_edge
     tail[corner] = head[corner] = mesh.origin
-    target = mesh.origin[mesh.following]
-    tail[at] = np.where(forward[half], mesh.origin[half], target[half])
-    head[at] = np.where(forward[half], target[half], mesh.origin[half])
-    t[at], error[at] = zeros.t[zero], zeros.error[zero]
+    tail[at], head[at] = (end.take(edge) for end in ends)
+    t[at], error[at] = zeros.t.take(zero), zeros.error.take(zero)
     return Boundary(corner, face, node, tail, head, t, error)
 
 
@@ -132,7 +141,7 @@ def find_chords(
         entry = np.concatenate([entry, corner_entry])
         at_corner = np.concatenate([at_corner, np.ones(len(corner), bool)])
     key = rim.face[position] * signs.values.shape[1] + entry
-    order = np.argsort(key, kind="stable")
+    order = np.argsort(key)
     key, position, entry, at_corner = (v[order] for v in (key, position, entry, at_corner))
     begin = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else key
     count = np.diff(np.append(begin, len(key)))
@@ -197,7 +206,7 @@ def _crossing_pairs(chords: Chords) -> tuple[np.ndarray, np.ndarray]:
 def _value_at(signs: Signs, rim: Boundary, position, entry) -> tuple[np.ndarray, np.ndarray]:
     """A switching value at boundary positions, interpolated, and the bound on its error."""
     a, b = rim.tail[position], rim.head[position]
-    za, zb = signs.values[a, entry], signs.values[b, entry]
+    za, zb = signs.at(a, entry), signs.at(b, entry)
     t = rim.t[position]
     value = za + t * (zb - za)
     error = np.maximum(signs.error[a], signs.error[b])

@@ -83,8 +83,8 @@ def zeros_on(ledger: Ledger, signs: Signs, stage: int, tail: np.ndarray, head: n
     edge, entry = one_bits(changes)
     a, b = tail[edge], head[edge]
     t, error = crossing(
-        signs.values[a, entry],
-        signs.values[b, entry],
+        signs.at(a, entry),
+        signs.at(b, entry),
         np.maximum(signs.error[a], signs.error[b]),
     )
     order = in_order(edge, t)

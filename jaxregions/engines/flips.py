@@ -75,7 +75,7 @@ def _bits_across(face: np.ndarray, entry: np.ndarray, cuts: Cuts, words: int) ->
 
 
 def _mask(entry: np.ndarray) -> np.ndarray:
-    return np.uint64(1) << (entry % 64).astype(np.uint64)
+    return np.uint64(1) << (entry & 63).astype(np.uint64)
 
 
 def unpacked(positive: np.ndarray, negative: np.ndarray, size: int) -> np.ndarray:

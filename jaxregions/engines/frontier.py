@@ -19,6 +19,7 @@ from jaxregions._interrupts import Halt
 from jaxregions.engines import planar, segments
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.records import hits, sign_bits
+from jaxregions.engines.signs import evaluate
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
@@ -159,7 +160,7 @@ def _group(ledger, tally, limits, finish, first, watch) -> None:
         if stage == stages:
             if finish is not None:
                 finish(ledger, mesh, first, tally)
-            tally.status[np.unique(mesh.window)] = Status.COMPLETE
+            tally.status[_present(mesh.window)] = Status.COMPLETE
             watch(mesh.faces)
             continue
         runs = _within_limits(engine, mesh, tally, limits)
@@ -173,15 +174,21 @@ def _group(ledger, tally, limits, finish, first, watch) -> None:
         elif heavy and mesh.window[0] != mesh.window[-1]:
             stack += [(half, stage) for half in reversed(_halves(engine, mesh))]
         else:
-            new, cuts = engine.refined(ledger, mesh, stage)
+            signs = evaluate(ledger, mesh.vertices, stage)
+            new, cuts = engine.refined(ledger, mesh, stage, signs)
             found = hits(sign_bits(cuts, len(tally.status)), net.stages[stage].unit)
             _record(tally, mesh, stage, cuts.children, found)
             watch(new.faces)
             stack.append((new, stage + 1))
 
 
+def _present(window: np.ndarray) -> np.ndarray:
+    """The distinct ones of windows in ascending order."""
+    return window[np.flatnonzero(np.diff(window, prepend=-1))]
+
+
 def _record(tally: Tally, mesh, stage: int, children, found) -> None:
-    here = np.unique(mesh.window)
+    here = _present(mesh.window)
     after = np.bincount(mesh.window, children, minlength=len(tally.status)).astype(np.int64)
     tally.by_stage[here, stage] = tally.bound[here] = after[here]
     tally.hits[here, stage] = found[here]
@@ -199,23 +206,23 @@ def _count_last(ledger, engine, mesh, stage: int, tally: Tally, limits: Limits) 
             break
         part = mesh if high - low == mesh.faces else engine.restricted(mesh, low, high)
         try:
-            cuts = engine.counted(ledger, part, stage)
+            cuts = engine.counted(ledger, part, stage, evaluate(ledger, part.vertices, stage))
         except Stopped:
             break
         children[low:high] = cuts.children
         bits |= sign_bits(cuts, windows)
         done = high
     _record(tally, mesh, stage, children, hits(bits, layer.unit))
-    left = np.unique(mesh.window[done:])  # out of time before these were finished
+    left = _present(mesh.window[done:])  # out of time before these were finished
     tally.by_stage[left, stage], tally.hits[left, stage] = 0, -1
-    tally.status[np.setdiff1d(mesh.window, left)] = Status.COMPLETE
+    tally.status[_present(mesh.window)] = Status.COMPLETE
     if len(left):
         tally.status[left] = stopped(limits)
 
 
 def _within_limits(engine, mesh, tally: Tally, limits: Limits) -> list[Any]:
     """The mesh in runs of windows that may go on; the others get their status."""
-    here = np.unique(mesh.window)
+    here = _present(mesh.window)
     reason = stopped(limits)
     if reason is not None:
         tally.status[here] = reason

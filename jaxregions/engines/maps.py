@@ -6,9 +6,9 @@ child only what its stage decides is evaluated, at its witness point, and differ
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections import deque
-from collections.abc import Iterator
+from collections import defaultdict, deque
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.engines.points import Ledger, lift
-from jaxregions.engines.steps import AHEAD, ROWS
+from jaxregions.engines.steps import AHEAD, EARLY, ROWS
 from jaxregions.tracing import compiled, level_values, levels_of, prepare
 
-__all__ = ["Generation", "affine_maps"]
+__all__ = ["Family", "Generation", "affine_maps", "begin_maps"]
 
 
 class Generation(NamedTuple):
@@ -29,6 +29,24 @@ class Generation(NamedTuple):
 
     u: np.ndarray
     parent: np.ndarray
+
+
+@dataclasses.dataclass
+class Family:
+    """Cells after some stages, and what was made of their maps.
+
+    ledger: of their window. generations: the window, then the cells after each stage.
+    made: per generation its blocks of maps, on the device, from the one needed last on.
+    """
+
+    ledger: Ledger
+    generations: list[Generation]
+    made: dict[int, dict[int, Any]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
+
+    @property
+    def size(self) -> int:
+        """Cells in a block."""
+        return ROWS[len(self.generations[-1].u) > ROWS[0]]
 
 
 def _rows_level(prepared: Any, near: Any, far: Any, parent: Any, step: Any, u: Any, level: int):
@@ -60,61 +78,71 @@ def _moved(value: Any, slopes: Any, step: Any) -> Any:
     return value + sum(t * s for t, s in zip(step, slopes, strict=True))
 
 
-def affine_maps(inner: Ledger, family: list[Generation]) -> tuple[np.ndarray, np.ndarray]:
-    """f = A u + a on every cell of the last generation, u the slice coordinates.
+def begin_maps(family: Family) -> None:
+    """Has the device make the maps of the last generation, unless they are few or very many."""
+    level, (count, k) = len(family.generations) - 1, family.generations[-1].u.shape
+    numbers = sum(math.prod(s.shape) for s in levels_of(family.ledger.net)[level].made)
+    if count > ROWS[0] and 8 * count * (k + 1) * numbers <= EARLY:
+        for i in range(-(-count // family.size)):
+            _block(family, level, i)
 
-    Args:
-      inner: of their witness points.
-      family: the window, and the cells after each stage.
+
+def affine_maps(family: Family) -> tuple[np.ndarray, np.ndarray]:
+    """f = A u + a on every cell of the last generation, u the slice coordinates.
 
     Returns:
       A (F, m, k) and a (F, m), float64, m the flattened outputs, from Jacobian-vector products.
     """
-    net, (count, k) = inner.net, family[-1].u.shape
+    net, (count, k) = family.ledger.net, family.generations[-1].u.shape
     outputs = sum(math.prod(np.shape(o)) for o in net.program.outputs)
     found = np.empty((count, k, outputs)), np.empty((count, outputs))
-    for part, [block] in _blocks(inner, family, ROWS[count > ROWS[0]]):
+    last, size, running = len(family.generations) - 1, family.size, deque()
+
+    def fetch():
+        start, [block] = running.popleft()
         for column, rows in zip(found, block, strict=True):
-            here = column[part]
+            here = column[start : start + size]
             here[:] = np.asarray(rows)[: len(here)]
+
+    for i in range(-(-count // size)):
+        running.append((i * size, _block(family, last, i)))
+        del family.made[last][i]
+        if len(running) > AHEAD:
+            fetch()
+    while running:
+        fetch()
     return np.swapaxes(found[0], 1, 2), found[1]
 
 
-def _blocks(inner: Ledger, family: list[Generation], size: int) -> Iterator[tuple[slice, Any]]:
-    """The last generation in blocks of one size, some of them ahead of time.
+def _block(family: Family, level: int, i: int) -> Any:
+    """The maps that a level makes on a block of its cells.
 
     The parents of a block lie in one block or two that follow each other, which are made when they
     are needed and kept until the next are.
     """
-    k = family[0].u.shape[1]
-    x, _ = lift(inner.frame, inner.vertices.rows(slice(0, 1))._replace(u=family[0].u))
-    basis = inner.frame.basis
-    axes = np.eye(k) if basis is None else basis.reshape(-1, k).T
-    above = [family[0], *family[:-1]]
-    steps = [g.u - a.u.take(g.parent, axis=0) for a, g in zip(above, family, strict=True)]
-    kept: list[dict[int, Any]] = [{} for _ in range(len(family) + 1)]
-    kept[0][0] = [(np.resize(axes, (size, *axes.shape)), np.resize(x, (size, x.shape[1])))]
-    prepared = prepare(inner.net)
-    run = compiled(_rows_level, prepared.structure, static=(6,))
-
-    def made(level: int, i: int) -> Any:
-        if i not in kept[level + 1]:
-            part, (u, parent) = slice(i * size, (i + 1) * size), family[level]
-            parents = parent[part]
-            near, far = int(parents[0]) // size, int(parents[-1]) // size
-            rows = parents - near * size, steps[level][part], u[part]
-            if len(parents) < size:
-                rows = tuple(np.resize(r, (size, *r.shape[1:])) for r in rows)
-            known = [kept[0][0] if not level else made(level - 1, j) for j in (near, far)]
-            kept[level] = dict(zip((near, far), known, strict=True))
-            kept[level + 1][i] = run(prepared, *known, *rows, level)
-        return kept[level + 1][i]
-
-    count, last, running = len(family[-1].u), len(family) - 1, deque()
-    for i in range(-(-count // size)):
+    made, size, net = family.made[level], family.size, family.ledger.net
+    if i not in made:
+        part = slice(i * size, (i + 1) * size)
+        u, parents = (column[part] for column in family.generations[level])
+        near, far = int(parents[0]) // size, int(parents[-1]) // size
+        known = [_block(family, level - 1, j) if level else _origin(family) for j in (near, far)]
+        for j in [j for j in family.made[level - 1] if j < near]:
+            del family.made[level - 1][j]
+        before = family.generations[max(level - 1, 0)].u.take(parents, axis=0)
+        rows = parents - near * size, u - before, u
+        if len(u) < size:
+            rows = tuple(np.resize(r, (size, *r.shape[1:])) for r in rows)
         with jax.enable_x64(True):
-            running.append((slice(i * size, min((i + 1) * size, count)), made(last, i)))
-        kept[-1].clear()
-        if len(running) > AHEAD:
-            yield running.popleft()
-    yield from running
+            prepared = prepare(net)
+            run = compiled(_rows_level, prepared.structure, static=(6,))
+            made[i] = run(prepared, *known, *rows, level)
+    return made[i]
+
+
+def _origin(family: Family) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The input's map: the directions of the window, and its centre."""
+    ledger, u, size = family.ledger, family.generations[0].u, family.size
+    x, _ = lift(ledger.frame, ledger.vertices.rows(slice(0, 1))._replace(u=u))
+    basis = ledger.frame.basis
+    axes = np.eye(u.shape[1]) if basis is None else basis.reshape(-1, u.shape[1]).T
+    return [(np.resize(axes, (size, *axes.shape)), np.resize(x, (size, x.shape[1])))]

@@ -68,7 +68,8 @@ def edges_of(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     half = np.flatnonzero(forward)
     edge = np.empty(len(index), np.int64)
     edge[half] = np.arange(len(half))
-    edge[~forward] = edge[mesh.twin[~forward]]
+    back = np.flatnonzero(~forward)
+    edge[back] = edge.take(mesh.twin.take(back))
     return half, mesh.twin[half], edge, forward
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxregions.engines.edges import zeros_on
 from jaxregions.engines.mesh import Mesh, boxes, edges_of, restricted
 from jaxregions.engines.points import Ledger, U, widest
 from jaxregions.engines.records import Cells, Cuts
-from jaxregions.engines.signs import Signs, evaluate
+from jaxregions.engines.signs import Signs
 from jaxregions.engines.split import new_vertices, split
 
 __all__ = ["begin", "cells", "counted", "middles", "refined", "restricted"]
@@ -22,15 +23,27 @@ def begin(windows: int) -> Mesh:
     return boxes(windows)
 
 
-def refined(ledger: Ledger, mesh: Mesh, stage: int) -> tuple[Mesh, Cuts]:
-    """The faces of the mesh cut by a stage; its new vertices are added to the ledger."""
-    signs = evaluate(ledger, mesh.vertices, stage)
+def refined(
+    ledger: Ledger,
+    mesh: Mesh,
+    stage: int,
+    signs: Signs,
+    meet: Callable[[np.ndarray], None] | None = None,
+) -> tuple[Mesh, Cuts]:
+    """The faces of the mesh cut by a stage; its new vertices are added to the ledger.
+
+    Args:
+      signs: of the stage, at the vertices of the mesh.
+      meet: receives the vertices of the new mesh, before its faces are made.
+    """
     edges, zeros, rim, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=True)
     half, edge_of = edges
     fresh = new_vertices(ledger, mesh, signs, stage, half, zeros, rim, found, cross)
     numbers = ledger.vertices.size + np.arange(fresh.size)
     ledger.vertices = ledger.vertices.extended(fresh)
     vertices = np.concatenate([mesh.vertices, numbers])
+    if meet is not None:
+        meet(vertices)
     new, pieces = split(mesh, edge_of, zeros, rim, found, cross, stage, vertices)
     children = np.bincount(new.parent, minlength=mesh.faces)
     if (children != _children(mesh, found, cross)).any():
@@ -38,9 +51,8 @@ def refined(ledger: Ledger, mesh: Mesh, stage: int) -> tuple[Mesh, Cuts]:
     return new, _cuts(mesh, signs, found, children, pieces)
 
 
-def counted(ledger: Ledger, mesh: Mesh, stage: int) -> Cuts:
+def counted(ledger: Ledger, mesh: Mesh, stage: int, signs: Signs) -> Cuts:
     """How many faces a stage makes of each face, without making them."""
-    signs = evaluate(ledger, mesh.vertices, stage)
     _, _, _, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=False)
     return _cuts(mesh, signs, found, _children(mesh, found, cross))
 
@@ -49,7 +61,7 @@ def _arrangement(ledger: Ledger, mesh: Mesh, signs: Signs, stage: int, *, geomet
     half, twin, edge_of, forward = edges_of(mesh)
     tail, head = mesh.origin[half], mesh.origin[mesh.following[half]]
     zeros = zeros_on(ledger, signs, stage, tail, head)
-    rim = chord.boundary(mesh, zeros, edge_of, forward)
+    rim = chord.boundary(mesh, zeros, edge_of, forward, (tail, head))
     found = chord.find_chords(mesh, signs, zeros, rim, (half, twin))
     cross = chord.crossings(ledger, signs, stage, rim, found, geometry=geometry)
     return (half, edge_of), zeros, rim, found, cross
@@ -94,9 +106,8 @@ def middles(ledger: Ledger, mesh: Mesh) -> np.ndarray:
     return np.stack([np.add.reduceat(c, mesh.start[:-1]) / size for c in columns], axis=1)
 
 
-def cells(ledger: Ledger, mesh: Mesh) -> Cells:
-    """Faces with witness points, and the facets between them."""
-    witness = middles(ledger, mesh)
+def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
+    """Faces with witness points, their ``middles``, and the facets between them."""
     half = np.flatnonzero(np.arange(len(mesh.twin)) < mesh.twin)
     corner = mesh.vertices.take(mesh.origin)
     return Cells(
@@ -133,5 +144,7 @@ def _left_of_all(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> np.ndarray:
         long = np.maximum(np.abs(sx), np.abs(sy)) + slack
         wide = np.maximum(np.abs(rx), np.abs(ry)) + slack
         bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
-        left = turn > bound + np.finfo(np.float64).tiny
-    return np.logical_and.reduceat(left, start)
+        doubtful = np.flatnonzero(~(turn > bound + np.finfo(np.float64).tiny))
+    inside = np.ones(mesh.faces, bool)
+    inside[face.take(doubtful)] = False
+    return inside

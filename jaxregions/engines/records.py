@@ -90,6 +90,6 @@ def hits(bits: np.ndarray, unit: np.ndarray) -> np.ndarray:
     words = (positive & negative) | (flat & (positive | negative))
     dense = np.unpackbits(words.astype("<u8").view(np.uint8), axis=1, bitorder="little")
     window, entry = np.nonzero(dense)
-    units = int(unit.max(initial=-1)) + 1
-    key = np.unique(window * units + unit[entry])
-    return np.bincount(key // max(units, 1), minlength=bits.shape[1])
+    seen = np.zeros((len(words), int(unit.max(initial=-1)) + 1), bool)
+    seen[window, unit.take(entry)] = True
+    return seen.sum(axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from jaxregions.engines.edges import Zeros, ragged, starts_of, zeros_on
 from jaxregions.engines.points import CORNER, Ledger, U, between
 from jaxregions.engines.records import Cells, Cuts
-from jaxregions.engines.signs import Signs, evaluate
+from jaxregions.engines.signs import Signs
 
 __all__ = ["Line", "begin", "cells", "counted", "middles", "refined", "restricted"]
 
@@ -60,9 +61,20 @@ def restricted(line: Line, low: int, high: int) -> Line:
     )
 
 
-def refined(ledger: Ledger, line: Line, stage: int) -> tuple[Line, Cuts]:
-    """The intervals cut by a stage; its breakpoints are added to the ledger's vertices."""
-    signs, zeros = _zeros(ledger, line, stage)
+def refined(
+    ledger: Ledger,
+    line: Line,
+    stage: int,
+    signs: Signs,
+    meet: Callable[[np.ndarray], None] | None = None,
+) -> tuple[Line, Cuts]:
+    """The intervals cut by a stage; its breakpoints are added to the ledger's vertices.
+
+    Args:
+      signs: of the stage, at the vertices of the line.
+      meet: receives the vertices of the new line.
+    """
+    zeros = zeros_on(ledger, signs, stage, line.tail, line.tail + 1)
     at = zeros.edge[zeros.first]
     fresh = between(
         ledger.vertices,
@@ -88,17 +100,14 @@ def refined(ledger: Ledger, line: Line, stage: int) -> tuple[Line, Cuts]:
         parent,
         line.tail[parent] + before + rank,
     )
+    if meet is not None:
+        meet(new.vertices)
     return new, _cuts(line, signs, zeros)
 
 
-def counted(ledger: Ledger, line: Line, stage: int) -> Cuts:
+def counted(ledger: Ledger, line: Line, stage: int, signs: Signs) -> Cuts:
     """How many intervals a stage makes of each."""
-    return _cuts(line, *_zeros(ledger, line, stage))
-
-
-def _zeros(ledger: Ledger, line: Line, stage: int) -> tuple[Signs, Zeros]:
-    signs = evaluate(ledger, line.vertices, stage)
-    return signs, zeros_on(ledger, signs, stage, line.tail, line.tail + 1)
+    return _cuts(line, signs, zeros_on(ledger, signs, stage, line.tail, line.tail + 1))
 
 
 def _cuts(line: Line, signs: Signs, zeros: Zeros) -> Cuts:
@@ -129,11 +138,10 @@ def middles(ledger: Ledger, line: Line) -> np.ndarray:
     return low + (high - low) / 2
 
 
-def cells(ledger: Ledger, line: Line) -> Cells:
-    """Intervals with witness points, and the breakpoints between them."""
+def cells(ledger: Ledger, line: Line, witness: np.ndarray) -> Cells:
+    """Intervals with witness points, their ``middles``, and the breakpoints between them."""
     u, error = ledger.vertices.u[line.vertices], ledger.vertices.error[line.vertices]
     low, high = line.tail, line.tail + 1
-    witness = u[low] + (u[high] - u[low]) / 2
     gap = np.minimum(witness - u[low], u[high] - witness)[:, 0]
     inside = gap * (1 - 4 * U) > 2 * np.maximum(error[low], error[high])
     left = np.flatnonzero(line.window[1:] == line.window[:-1])

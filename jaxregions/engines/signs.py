@@ -11,10 +11,19 @@ import numpy as np
 
 from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, values
-from jaxregions.engines.steps import in_steps, lifted, pinned
+from jaxregions.engines.steps import AHEAD, ROWS, begun, in_steps, lifted, pinned
 from jaxregions.tracing import bounded_values, compiled, is_slot, prepare
 
-__all__ = ["Signs", "evaluate", "one_bits", "packed", "patterns", "rows_patterns", "settled"]
+__all__ = [
+    "Signs",
+    "evaluate",
+    "evaluating",
+    "one_bits",
+    "packed",
+    "patterns",
+    "rows_patterns",
+    "settled",
+]
 
 UNDECIDED = 2
 
@@ -35,6 +44,10 @@ class Signs(NamedTuple):
     zero_row: np.ndarray
     zero_entry: np.ndarray
 
+    def at(self, row: np.ndarray, entry: np.ndarray) -> np.ndarray:
+        """values[row, entry], for which NumPy needs twice as long."""
+        return self.values.ravel().take(row * self.values.shape[1] + entry)
+
 
 def _sign(value: Any, bound: Any) -> Any:
     sign = jnp.where(value > bound, 1, jnp.where(value < -bound, -1, UNDECIDED))
@@ -42,13 +55,21 @@ def _sign(value: Any, bound: Any) -> Any:
 
 
 def _rows_signs(prepared: Any, x: Any, error: Any, vanishing: Any, stage: int):
+    """Values, NaN where their signs are not certain, and the largest of their errors."""
+
     def one(point, e, pins):
         value, bound = bounded_values(prepared, point, e, stage, pins)
-        sign = _sign(value, bound)
-        odd = jnp.any((sign == 0) | (sign == UNDECIDED))
-        return value, jnp.max(bound, initial=0.0), sign, odd
+        sure = (abs(value) > bound) | ((value == 0) & (bound == 0))
+        # As integers, which have the same order: XLA makes the maximum of floats one by one.
+        bits = jax.lax.bitcast_convert_type(bound, jnp.int64)
+        largest = jax.lax.bitcast_convert_type(jnp.max(bits, initial=0), jnp.float64)
+        return jnp.where(sure, value, jnp.nan), largest
 
     return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error, vanishing)
+
+
+def _with_bits(value: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, ...]:
+    return value, error, packed(value > 0), packed(value < 0)
 
 
 def rows_patterns(prepared: Any, x: Any, error: Any, stages: int):
@@ -60,6 +81,11 @@ def rows_patterns(prepared: Any, x: Any, error: Any, stages: int):
 
 def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
     """Values and exact signs of the stage at these vertices; undecided signs in rationals."""
+    return evaluating(ledger, ids, stage)()
+
+
+def evaluating(ledger: Ledger, ids: np.ndarray, stage: int, early: int = 0) -> Callable[[], Signs]:
+    """``evaluate``, running from now on for so many bytes of values; calling it gives the signs."""
     net, count = ledger.net, len(ids)
     compares = any(is_slot(g.right) for g in net.stages[stage].groups)
     vertices = ledger.vertices.rows(ids)
@@ -68,27 +94,37 @@ def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
         point = lifted(ledger, vertices, part)
         return (*point, pinned(ledger, vertices, part)) if compares else point
 
-    with jax.enable_x64(True):
-        prepared = prepare(net)
-        step = compiled(_rows_signs, prepared.structure, static=(4,))
+    prepared = prepare(net)
+    step = compiled(_rows_signs, prepared.structure, static=(4,))
 
-        def run(x, error, vanishing=None):
+    def run(x, error, vanishing=None):
+        with jax.enable_x64(True):
             return step(prepared, x, error, vanishing, stage)
 
-        value, error, sign, odd = in_steps(run, count, inputs, ledger.pause)
-    ledger.decisions += sign.size
-    rows = np.flatnonzero(odd)
-    for row in rows.tolist():
-        undecided = int((sign[row] == UNDECIDED).sum())
-        if undecided:
-            ledger.pause()
-            known = values(ledger, int(ids[row]), stage)
-            ledger.settled_exactly += undecided
-            sign[row] = [(v > 0) - (v < 0) for v in known]
-            value[row] = [exact.rounded(v) for v in known]
-            error[row] = 2 * U * np.abs(value[row]).max(initial=np.finfo(float).tiny)
-    at, entry = np.nonzero(sign[rows] == 0)
-    return Signs(ids, value, error, packed(sign > 0), packed(sign < 0), rows[at], entry)
+    ahead = early // (8 * ROWS[1] * max(net.stages[stage].size, 1))
+    collected = begun(run, count, inputs, _with_bits, ledger.pause, max(ahead, AHEAD))
+    return lambda: _settled(ledger, ids, stage, *collected())
+
+
+def _settled(ledger, ids, stage, value, error, positive, negative) -> Signs:
+    """What is not certain made in rationals."""
+    ledger.decisions += value.size
+    certain = np.bitwise_count(positive | negative).sum(axis=1, dtype=np.int64)
+    rows = np.flatnonzero(certain < value.shape[1])
+    if not len(rows):
+        return Signs(ids, value, error, positive, negative, rows, rows)
+    sign = np.sign(value[rows])  # NaN: undecided
+    undecided = np.isnan(sign).sum(axis=1)
+    ledger.settled_exactly += int(undecided.sum())
+    for i in np.flatnonzero(undecided).tolist():
+        ledger.pause()
+        row, known = rows[i], values(ledger, int(ids[rows[i]]), stage)
+        sign[i] = [(v > 0) - (v < 0) for v in known]
+        value[row] = [exact.rounded(v) for v in known]
+        error[row] = 2 * U * np.abs(value[row]).max(initial=np.finfo(float).tiny)
+    positive[rows], negative[rows] = packed(sign > 0), packed(sign < 0)
+    at, entry = np.nonzero(sign == 0)
+    return Signs(ids, value, error, positive, negative, rows[at], entry)
 
 
 def patterns(
@@ -106,7 +142,9 @@ def patterns(
         def rows(x, error):
             return step(prepared, x, error, stages)
 
-        found = in_steps(rows, every.size, lambda part: lifted(inner, every, part), inner.pause)
+        found = in_steps(
+            rows, every.size, lambda part: lifted(inner, every, part), pause=inner.pause
+        )
     return settled(inner, found, exactly)
 
 

@@ -129,7 +129,7 @@ def _heads(following, mesh, rim, face) -> tuple[np.ndarray, np.ndarray]:
     before = np.concatenate([np.arange(rims), rims + 2 * np.arange(len(face))])  # not inner sides
     after = following.take(before) - rims
     first = np.zeros(len(face), bool)
-    first[after[(after >= 0) & (after % 2 == 1)] // 2] = True
+    first[after[(after >= 0) & (after & 1 == 1)] >> 1] = True
     piece = np.flatnonzero(first)
     inner = face.take(piece)
     at = inner + np.arange(1, len(piece) + 1)

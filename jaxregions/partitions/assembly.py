@@ -11,8 +11,8 @@ import numpy as np
 from jaxregions._records import build
 from jaxregions.engines import merging
 from jaxregions.engines.frontier import Status
-from jaxregions.engines.maps import Generation, affine_maps
-from jaxregions.engines.points import Ledger, numbered
+from jaxregions.engines.maps import Family, affine_maps
+from jaxregions.engines.points import numbered
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import Cells
 from jaxregions.partitions.records import Partition, StageTable
@@ -44,14 +44,12 @@ class Found(NamedTuple):
     regions: int | None = None
 
 
-def maps_of(
-    inner: Ledger, family: list[Generation], status: Status
-) -> tuple[np.ndarray, np.ndarray]:
+def maps_of(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray]:
     """The cells' affine maps; NaN where there may be more to come."""
     if status == Status.COMPLETE:
-        return affine_maps(inner, family)
-    cells, k = family[-1].u.shape
-    outputs = sum(math.prod(np.shape(o)) for o in inner.net.program.outputs)
+        return affine_maps(family)
+    cells, k = family.generations[-1].u.shape
+    outputs = sum(math.prod(np.shape(o)) for o in family.ledger.net.program.outputs)
     return np.full((cells, outputs, k), np.nan), np.full((cells, outputs), np.nan)
 
 

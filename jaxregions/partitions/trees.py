@@ -9,7 +9,7 @@ import numpy as np
 from jaxregions.engines.facets import Facets, facets
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.leaves import leaves, stage_tables, witnesses
-from jaxregions.engines.maps import Generation
+from jaxregions.engines.maps import Family, Generation
 from jaxregions.engines.polytopes import polytopes, unshaped
 from jaxregions.engines.records import Cells
 from jaxregions.engines.search import Stopped
@@ -49,14 +49,14 @@ def grown(
         return labelled(net, between.cells(found), signs, tables, status, asked)
 
     def maps_now() -> tuple[np.ndarray, np.ndarray]:
-        maps = maps_of(inner, family, status)
+        maps = maps_of(family, status)
         if status == Status.COMPLETE:
             exact_maps(inner, leaf, *maps)
         return maps
 
     points = [np.array([c.u for c in level]) for level in found.levels]
     parents = [np.zeros(len(points[0]), np.int64), *found.parents]
-    family = list(map(Generation, points, parents))
+    family = Family(inner, list(map(Generation, points, parents)))
     try:
         between = facets(found, signs)
         labels = labels_now()
