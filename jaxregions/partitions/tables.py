@@ -141,7 +141,7 @@ def _by_refining(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
     module, parts = ENGINES[flat.dimension], []
 
     def finish(ledger: Ledger, mesh: Any, first: int, _: Tally) -> None:
-        faces = module.cells(ledger, mesh)
+        faces = module.cells(ledger, mesh, module.middles(ledger, mesh))
         inner = merging.witnesses(ledger, faces)
         parts.append((first + faces.window, patterns(inner, len(net.stages))))
 
