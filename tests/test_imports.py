@@ -57,7 +57,7 @@ AT_MOST = {
     },
     "verification": {"exact", "tracing"},
 }
-HEAVY = ("matplotlib", "sklearn", "rich", "typer", "jaxregions.zoo")
+HEAVY = ("matplotlib", "sklearn", "scipy.stats", "rich", "typer", "jaxregions.zoo")
 MOST_LINES = 450
 
 

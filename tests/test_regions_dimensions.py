@@ -190,7 +190,10 @@ def late_from(monkeypatch, clock, module, name):
     monkeypatch.setattr(module, name, called)
 
 
-@pytest.mark.parametrize(("k", "module"), [(1, regions), (2, regions), (3, unions)])
+@pytest.mark.parametrize(
+    ("k", "module"),
+    [pytest.param(1, regions, marks=pytest.mark.slow), (2, regions), (3, unions)],
+)
 def test_affine_regions_respect_the_time(k, module, clock, monkeypatch):
     net, window = traced(recipe((3, 4, 4), 1)), jr.Window(np.zeros(3), 1.0, basis=np.eye(3)[:, :k])
     whole = jr.count_regions(net, window, affine=True, max_seconds=1)
@@ -201,6 +204,7 @@ def test_affine_regions_respect_the_time(k, module, clock, monkeypatch):
     assert late.activation_regions == whole.activation_regions
 
 
+@pytest.mark.slow
 def test_merging_maxima_respects_the_time(clock, monkeypatch):
     net = traced(integer_layers(1, (3, 3, 2), (3, 3)))
     window = jr.Window(np.zeros(3), 1.5)

@@ -198,7 +198,13 @@ class NnxMlp(nnx.Module):
     [
         (Prelu(), BATCH, (), [5]),
         (Maxout(), BATCH, (), [4, 4]),
-        (zoo.SmallResNet(channels=(2, 3)), IMAGES[:, :4, :4], (), [32, 32, 32, 12, 12]),
+        pytest.param(
+            zoo.SmallResNet(channels=(2, 3)),
+            IMAGES[:, :4, :4],
+            (),
+            [32, 32, 32, 12, 12],
+            marks=pytest.mark.slow,
+        ),
         (Unet(), IMAGES[:, :4, :4], (), [32, 8, 64]),
     ],
     ids=["prelu", "maxout", "resnet", "unet"],

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from jaxregions.engines.descents import descend, thinned
 from jaxregions.engines.frontier import Limits
@@ -88,7 +88,7 @@ def interval(
     count = len(weights)
     if count < 2:
         raise ValueError(f"weights: expected at least two descents, received {count}")
-    mean, q = float(weights.mean()), float(t.ppf(_QUANTILE, count - 1))
+    mean, q = float(weights.mean()), float(stdtrit(count - 1, _QUANTILE))
     with np.errstate(over="ignore"):
         half = q * float(weights.std(ddof=1)) / math.sqrt(count)
     logs = np.log(weights)
