@@ -223,6 +223,38 @@ def test_damaged_files_are_refused(written, tmp_path, damage):
     assert found.regions.tolist() == [0, 0, 0]
 
 
+def with_directory_entry(content, offset, value):
+    """The .npz with two bytes changed in the first entry of its directory."""
+    at = content.index(b"PK\x01\x02") + offset
+    return content[:at] + value + content[at + 2 :]
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"), [(6, b"\xff\x00"), (8, b"\x01\x00"), (8, b"\x60\x00"), (10, b"\x07\x00")]
+)
+def test_pieces_of_an_unknown_kind_are_refused(thin, tmp_path, offset, value):
+    net, windows, counts = thin
+    jr.save_certificate(tmp_path / "c", counts.certificate)
+    data, at = ends_of_pieces(tmp_path / "c")
+    content = with_directory_entry(data[at[0] + 8 :], offset, value)
+    (tmp_path / "bad").write_bytes(data[: at[0] + 8] + content)
+    assert "a piece that cannot be read" in verify(net, windows, tmp_path / "bad")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_certificate(tmp_path / "bad")
+
+
+@pytest.mark.parametrize("length", [2**40, 2**62, 2**64 - 1])
+def test_a_piece_longer_than_its_file_was_not_written(thin, tmp_path, length):
+    net, windows, counts = thin
+    jr.save_certificate(tmp_path / "c", counts.certificate)
+    data, at = ends_of_pieces(tmp_path / "c")
+    cut = data[: at[0]] + length.to_bytes(8, "little") + data[at[0] + 8 :]
+    (tmp_path / "bad").write_bytes(cut)
+    assert verify(net, windows, tmp_path / "bad").startswith("incomplete: ")
+    with pytest.raises(ValueError, match="received an empty one"):
+        load_certificate(tmp_path / "bad")
+
+
 @pytest.mark.slow
 def test_many_regions_are_proven_within_bounded_memory(tmp_path):
     resource = pytest.importorskip("resource")
