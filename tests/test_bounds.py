@@ -1,6 +1,7 @@
 """Error bounds of float64 evaluation, against the same values in rational arithmetic."""
 
 import itertools
+import math
 from fractions import Fraction
 from functools import partial
 
@@ -301,6 +302,43 @@ def test_operator_norm_is_bounded_from_above_and_closely():
         matrix = RNG(15).normal(size=shape) * 1e3
         true = np.linalg.norm(matrix, 2)
         assert true * (1 - 1e-12) <= norms._largest_singular_value(matrix) <= 1.05 * true
+
+
+PRODUCTS = {  # shapes of input and weights, axes summed, axes that go along
+    "vectors": ((3,), (3,), ((0,), (0,)), ((), ())),
+    "all axes": ((2, 3), (3, 2), ((0, 1), (1, 0)), ((), ())),
+    "rows beside": ((2, 4, 3), (3, 2), ((2,), (0,)), ((), ())),
+    "batched": ((2, 3), (2, 4, 3), ((1,), (2,)), ((0,), (0,))),
+    "no row": ((2, 0), (0, 3), ((1,), (0,)), ((), ())),
+    "no output": ((2, 3), (3, 0), ((1,), (0,)), ((), ())),
+}
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_norms_of_products(name, slot):
+    shape, other, summed, along = PRODUCTS[name]
+    weights = RNG(16).normal(size=other)
+    order = slice(None, None, -1 if slot else 1)
+
+    def f(x):
+        return jax.lax.dot_general(*(x, weights)[order], (summed[order], along[order]))
+
+    (step,) = (s for s in jr.trace(f, np.zeros(shape)).program.steps if s.name == "dot_general")
+    with jax.enable_x64(True):
+        found = norms.linear_norms(step)
+        rows = np.asarray(jax.jacobian(f)(np.zeros(shape)))
+    out = rows.shape[: rows.ndim - len(shape)]
+    matrix = rows.reshape(math.prod(out), math.prod(shape))
+    for norm, order in ((found.row, 1), (found.length, 2)):
+        assert norm.shape == out
+        true = np.linalg.norm(matrix, order, axis=1).reshape(out)
+        assert (true * (1 - 1e-12) <= norm).all()
+        assert (norm <= true * (1 + 1e-9) + 1e-100).all()
+    assert np.linalg.norm(matrix) * (1 - 1e-12) <= found.frobenius
+    if matrix.size:
+        assert np.linalg.norm(matrix, 2) * (1 - 1e-12) <= found.operator
+    assert found.terms >= (matrix != 0).sum(axis=1).max(initial=0)
 
 
 def test_an_operation_without_a_rule_is_never_certain(monkeypatch):

@@ -33,9 +33,10 @@ def linear_norms(step: Step) -> LinearNorms:
     frobenius = float(norm2(length, np)) * slack
     bound = frobenius
     width = math.prod(weights.shape[a] for a in contracted)
+    kept = math.prod(weights.shape) // max(1, width)
     if plain:
         matrix = np.moveaxis(weights, contracted, range(len(contracted)))
-        bound = min(bound, _largest_singular_value(matrix.reshape(width, -1)))
+        bound = min(bound, _largest_singular_value(matrix.reshape(width, kept)))
     column = columns(floored).max(initial=0)
     columns_slack = 1 + gamma(row.size + 64, np.float64)
     schur = math.sqrt(row.max(initial=0)) * math.sqrt(column) * columns_slack
@@ -85,10 +86,10 @@ def _sums_of_product(step: Step, contracted: tuple[int, ...]) -> tuple[Sums, Sum
     beside = tuple(n for axis, n in enumerate(slot.shape) if axis not in summed)
 
     def rows(entries):
-        sums = entries.sum(contracted)
+        sums = np.asarray(entries.sum(contracted))
         if at == 0:
             return np.broadcast_to(sums, (*beside, *sums.shape))
-        every = sums.reshape(*sums.shape, *(1 for _ in beside))
+        every = sums.reshape((*sums.shape, *(1 for _ in beside)))
         return np.broadcast_to(every, (*sums.shape, *beside))
 
     def columns(entries):
