@@ -302,6 +302,8 @@ def test_operator_norm_is_bounded_from_above_and_closely():
         matrix = RNG(15).normal(size=shape) * 1e3
         true = np.linalg.norm(matrix, 2)
         assert true * (1 - 1e-12) <= norms._largest_singular_value(matrix) <= 1.05 * true
+    # |(1, 2)| = 2.24 units in the last place, which a product rounds to 2
+    assert norms._largest_singular_value(np.array([[5e-324], [1e-323]])) > 1e-323
 
 
 PRODUCTS = {  # shapes of input and weights, axes summed, axes that go along

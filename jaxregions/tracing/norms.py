@@ -109,7 +109,8 @@ def _largest_singular_value(matrix: np.ndarray) -> float:
         return math.inf
     matrix = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     unit = 2.0 ** math.frexp(float(abs(matrix).max()))[1]
-    return unit * math.sqrt(_spectral(matrix / unit, _SQUARINGS)) * (1 + 8 * U)
+    found = unit * math.sqrt(_spectral(matrix / unit, _SQUARINGS)) * (1 + 8 * U)
+    return max(found, TINY)  # below it rounding errors are not relative
 
 
 def _spectral(factor: np.ndarray, squarings: int) -> float:
