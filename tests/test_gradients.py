@@ -118,10 +118,11 @@ def test_rows_by_gradients_enclose_the_exact_ones():
     net, window = traced(recipe((5, 8, 6), 2)), jr.Window(np.zeros((1, 5)), 0.05)
     frame, radius = frame_of(window), np.full((1, 5), 0.05)
     u = np.full((1, 5), 0.01)
+    span = exact.rationals(u[0]), exact.rationals(np.full(5, 1e-6))
     decided = 0
     for stage in range(2):
         (rows,) = enclosures._by_gradients(net, frame, np.zeros(1, int), radius, u, stage)
-        slope, value = enclosures.exact_rows(net, window, 0, u[0], np.full(5, 1e-6), stage)
+        slope, value = enclosures.exact_rows(net, window, 0, *span, stage)
         off = np.abs(slope.astype(float) - rows.slope) @ radius[0]
         off += np.abs(value.astype(float) - rows.value)
         assert (off <= rows.error * (1 + 1e-9) + 1e-15).all()
