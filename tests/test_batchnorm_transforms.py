@@ -86,6 +86,7 @@ def test_statistics_stay_float64_whatever_mode_they_were_made_in(mlp):
     assert rows(plain, batch).dtype == np.float64
 
 
+@pytest.mark.slow
 def test_conditioning_inside_jit_on_constants_is_still_float64(mlp):
     model, variables, batch = mlp
     with jax.enable_x64(True):

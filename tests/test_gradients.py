@@ -80,6 +80,7 @@ def test_gradients_are_within_their_bounds(net, d):
             assert abs(exact.rational(float(g)) - true) <= exact.rational(float(b))
 
 
+@pytest.mark.slow
 def test_a_choice_in_doubt_has_no_bound():
     net = traced([(np.eye(2), np.zeros(2), "relu"), (np.ones((1, 2)), np.array([-1.0]), "relu")])
     _, bound = gradients(net, np.array([1e-3, 0.5]), 1, 1e-4)

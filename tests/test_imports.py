@@ -130,7 +130,7 @@ def test_modules_fit_in_one_reading(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
-def test_import_is_light():
+def test_import_is_light_and_leaves_x64_as_it_was():
     # Beyond what flax pulls in (its summaries use rich).
     code = f"""
 import sys, flax.linen, flax.nnx
@@ -138,13 +138,9 @@ before = set(sys.modules)
 import jaxregions
 print([m for m in {HEAVY} if m in sys.modules and m not in before])
 print([m for m in ("matplotlib", "sklearn") if m in sys.modules])
+print(sys.modules["jax"].config.jax_enable_x64)
 """
-    assert run(code) == "[]\n[]"
-
-
-def test_import_leaves_x64_as_it_was():
-    code = "import jax, jaxregions; print(jax.config.jax_enable_x64)"
-    assert run(code) == "False"
+    assert run(code) == "[]\n[]\nFalse"
 
 
 COUNT = """

@@ -81,7 +81,7 @@ def generic_windows(seed, count, d):
     return jr.Window(rng.normal(size=(count, d)) / 2, 1.0, rng.normal(size=(count, d, 2)))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_generic_plane(seed):
     assert_like_the_plane(gaussian_layers(seed, SIZES), generic_windows(seed, 2, 3))
 

@@ -101,6 +101,7 @@ def test_maxima_are_merged_from_a_certificate_on_disk(tmp_path):
     assert jr.verify(jr.trace(jnp.max, np.zeros(3)), window, counts.certificate) is True
 
 
+@pytest.mark.slow
 def test_an_estimate_brackets_the_count():
     net, window = jr.trace(network(recipe((3, 6, 5), 1)), np.zeros(3)), jr.Window(np.zeros(3), 1.0)
     exact = int(jr.count_regions(net, window).activation_regions)

@@ -24,6 +24,7 @@ SMALL = StudyConfig(
     dataset="moons",
     widths=(6, 5),
     epochs=2,
+    checkpoints=(0, 2),
     windows=9,
     radii=(0.003, 0.03, 0.3),
     slice_radii=(0.3,),
@@ -113,6 +114,7 @@ def test_damaged_checkpoints_are_named(finished, tmp_path):
         read_state(copy, "batch", last, training.TrainState(None, None, 0))
 
 
+@pytest.mark.slow
 def test_progress_of_a_resumed_study_adds_up_too(finished):
     config, _ = finished
     ready = prepare(replace(config, resume=True))

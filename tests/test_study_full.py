@@ -35,6 +35,7 @@ def network(place):
     return deep.traced(place, model, variables), layers
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_an_enumeration(place, network):
     net, layers = network
     steps = []

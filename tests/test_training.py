@@ -72,6 +72,7 @@ def test_steps_are_minibatch_gradient_descent():
     np.testing.assert_allclose(end.variables["params"]["output"]["bias"], b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_last_incomplete_minibatch_is_dropped():
     """22 examples by 5: four steps an epoch, counted by Adam."""
     end = train(small(), toy(22), key=KEY, batch_size=5, epochs=3)

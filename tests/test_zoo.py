@@ -131,6 +131,7 @@ def test_resnet_is_residual_blocks():
     np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_resnet18_is_stem_pool_and_eight_blocks():
     """Against scipy's correlation; the overlapping max-pool pads by one on every side."""
     x = images(2, 9, 8, 3)
