@@ -24,5 +24,6 @@ def pytest_sessionstart():
 
 def pytest_report_header():
     # Without importing them: the workers do, and wait for this process.
-    (folder,) = find_spec("jaxregions").submodule_search_locations
+    spec = find_spec("jaxregions")
+    folder = os.path.dirname(spec.origin or "") if spec is not None else "no folder"
     return [f"jaxregions: {version('jaxregions')} in {folder}", f"jax: {version('jax')}"]
