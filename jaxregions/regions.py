@@ -245,14 +245,7 @@ Watch = Callable[[int, int], None]
 
 def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -> RegionCounts:
     """Counts without cells; what is too degenerate for that with them."""
-    found = vertices.count(
-        net,
-        flat,
-        max_regions=limits.regions,
-        deadline=limits.deadline,
-        halt=limits.halt,
-        watch=lambda cells: watch(0, cells),
-    )
+    found = vertices.count(net, flat, limits=limits, watch=lambda cells: watch(0, cells))
     counts = build(
         RegionCounts,
         activation_regions=found.bound,
@@ -265,9 +258,7 @@ def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
         settled_exactly=int(found.decisions[1]),
         certificate=None,
     )
-    left = np.flatnonzero(np.isin(found.status, (Status.DEGENERATE, Status.LARGE)))
-    if limits.halt is not None and (found.status == Status.INTERRUPTED).any():
-        limits.halt.set()
+    left = np.flatnonzero(np.isin(found.status, vertices.BEYOND))
     if not len(left):
         return counts
     rest = _by_cells(net, flat[left], limits, False, watch)

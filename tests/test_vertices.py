@@ -16,7 +16,7 @@ from jaxregions import zoo
 from jaxregions._interrupts import Halt
 from jaxregions.engines import sweep, vertices
 from jaxregions.engines.complexes import tables
-from jaxregions.engines.frontier import Status
+from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.points import Vertices
 from jaxregions.engines.vertices import count
 
@@ -297,7 +297,7 @@ def net():
 
 def test_too_many_regions_leave_a_lower_bound(net):
     windows = jr.Window(np.array([[0, 0, 0], [0.9, 0.9, 0.9]]), [[1.0], [0.01]] * np.ones(3))
-    found, free = count(net, windows, max_regions=1000), count(net, windows)
+    found, free = count(net, windows, limits=Limits(1000)), count(net, windows)
     assert found.status.tolist() == [Status.MAX_REGIONS, Status.COMPLETE]
     assert 1000 < found.bound[0] <= 4896 == free.bound[0]
     assert found.bound[1] == free.bound[1]
@@ -305,7 +305,7 @@ def test_too_many_regions_leave_a_lower_bound(net):
 
 def test_time_and_interruption_leave_what_was_proven(net):
     window = jr.Window(np.zeros((1, 3)), 1.0)
-    late = count(net, window, deadline=time.monotonic() - 1)
+    late = count(net, window, limits=Limits(deadline=time.monotonic() - 1))
     assert (late.status[0], late.bound[0]) == (Status.MAX_SECONDS, 1)
     halt, calls = Halt(), iter(range(1000))
 
@@ -313,7 +313,7 @@ def test_time_and_interruption_leave_what_was_proven(net):
         if next(calls) > 3:
             halt.set()
 
-    some = count(net, window, halt=halt, watch=watch)
+    some = count(net, window, limits=Limits(halt=halt), watch=watch)
     assert some.status[0] == Status.INTERRUPTED
     assert 654 <= some.bound[0] < 4896
     assert some.by_stage.tolist() == [[654, 0]]
@@ -330,7 +330,7 @@ def test_nothing_is_built_after_the_end(net, monkeypatch):
 
     monkeypatch.setattr(sweep, "VALUES", 1)  # a flat at a time
     monkeypatch.setattr(vertices, "child", counted)
-    found = count(net, jr.Window(np.zeros((1, 3)), 1.0), halt=halt)
+    found = count(net, jr.Window(np.zeros((1, 3)), 1.0), limits=Limits(halt=halt))
     assert found.status.tolist() == [Status.INTERRUPTED]
     assert not any(calls)
 

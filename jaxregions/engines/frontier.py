@@ -6,6 +6,7 @@ and the last stage, which needs no geometry, is counted in runs of cells.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,17 @@ from jaxregions.engines.signs import evaluate
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["ENGINES", "Limits", "Status", "Stopped", "Tally", "explore", "pausing", "stopped"]
+__all__ = [
+    "ENGINES",
+    "UNLIMITED",
+    "Limits",
+    "Status",
+    "Stopped",
+    "Tally",
+    "explore",
+    "pausing",
+    "stopped",
+]
 
 ENGINES = {1: segments, 2: planar}
 BYTES = 256 << 20  # switching values held at once
@@ -53,9 +64,12 @@ class Status(IntEnum):
 class Limits(NamedTuple):
     """regions: per window, None: no limit. deadline: a time.monotonic() value. halt: stop now."""
 
-    regions: int | None
-    deadline: float
+    regions: int | None = None
+    deadline: float = math.inf
     halt: Halt | None = None
+
+
+UNLIMITED = Limits()
 
 
 class Stopped(Exception):

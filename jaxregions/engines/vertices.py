@@ -19,18 +19,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
+from functools import partial
 from math import comb
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxregions import exact
-from jaxregions._interrupts import Halt
 from jaxregions.engines.apexes import MOST, added, rays
 from jaxregions.engines.complexes import Apexes, Complex, box_corners, boxes, tables
-from jaxregions.engines.frontier import Status, Stopped
+from jaxregions.engines.frontier import UNLIMITED, Limits, Status, Stopped, pausing, stopped
 from jaxregions.engines.points import Ledger, U, Vertices
 from jaxregions.engines.records import hits
 from jaxregions.engines.signs import Signs, evaluate, packed
@@ -48,7 +47,9 @@ from jaxregions.engines.sweep import coinciding, crossed, flats, swept
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["VertexCounts", "count", "subdivision"]
+__all__ = ["BEYOND", "VertexCounts", "count", "subdivision"]
+
+BEYOND = (Status.DEGENERATE, Status.LARGE)  # windows for "cells"
 
 GROUP = 1 << 18  # vertices of a group of windows, unless one window has more
 NUMBERS = 1 << 28  # in the vertices of a subdivision
@@ -113,9 +114,7 @@ def count(
     windows: Window,
     *,
     directions: np.ndarray | None = None,
-    max_regions: int | None = None,
-    deadline: float = math.inf,
-    halt: Halt | None = None,
+    limits: Limits = UNLIMITED,
     watch: Callable[[int], None] | None = None,
     finish: Callable[[Ledger, Complex, int], None] | None = None,
 ) -> VertexCounts:
@@ -125,8 +124,7 @@ def count(
       windows: one leading axis, any dimension k >= 1; memory grows with the vertices of the stage
         before the last, which has a limit (LARGE), time with those of the last.
       directions: (D, k) of the sweeps, which must all agree; default: two fixed generic ones.
-      max_regions: stop counting a window that has more cells. deadline: a time.monotonic() value.
-      halt: asked now and then, ends the call with INTERRUPTED.
+      limits: asked now and then; Ctrl-C sets their halt, too.
       watch: told the cells so far.
       finish: receives (ledger, subdivision, first window) of groups of windows, with the vertices
         of the last cells of those that are COMPLETE; None: the last stage is counted without.
@@ -140,27 +138,18 @@ def count(
     if directions.ndim != 2 or directions.shape[1] != k or not len(directions):
         raise ValueError(f"directions: expected shape ('D >= 1', {k}), received {directions.shape}")
     counts = _blank(net, windows)
-
-    def stopped() -> Status | None:
-        if halt is not None and halt.is_set():
-            return Status.INTERRUPTED
-        return Status.MAX_SECONDS if time.monotonic() > deadline else None
-
-    def pause() -> None:
-        if stopped() is not None:
-            raise Stopped
-
-    over = math.inf if max_regions is None else max_regions
+    over = math.inf if limits.regions is None else limits.regions
+    reason = partial(stopped, limits)
     low, size = 0, 1
     try:
         while low < total:
             high = min(total, low + size)
             these = windows[np.arange(low, high)]
-            ledger = Ledger(net, these, box_corners(these), pause=pause)
+            ledger = Ledger(net, these, box_corners(these), pause=pausing(limits))
             part = counts._replace(**{n: getattr(counts, n)[low:high] for n in COLUMNS})
             keep = finish is not None
             try:
-                skeleton = _group(ledger, part, directions, over, stopped, watch, skeletons=keep)
+                skeleton = _group(ledger, part, directions, over, reason, watch, skeletons=keep)
             except _Large:
                 if high - low > 1:
                     size = (high - low) // 2
@@ -168,7 +157,7 @@ def count(
                     continue
                 part.status[:] = Status.LARGE
             except Stopped:
-                part.status[part.status < 0] = stopped()
+                part.status[part.status < 0] = reason()
             else:
                 done = part.status[skeleton.window] == Status.COMPLETE
                 if finish is not None and done.any():
@@ -179,6 +168,8 @@ def count(
     except KeyboardInterrupt:
         left = counts.status[low:]
         left[(left < 0) | (left == Status.COMPLETE)] = Status.INTERRUPTED
+        if limits.halt is not None:
+            limits.halt.set()
     return counts
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 from jaxregions.engines import merging
 from jaxregions.engines.affine import same_maps
 from jaxregions.engines.flips import face_signs, unpacked
-from jaxregions.engines.frontier import ENGINES, Limits, Status
+from jaxregions.engines.frontier import ENGINES, Limits, Status, stopped
 from jaxregions.engines.maps import Family, Generation, begin_maps
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.polytopes import Polytopes
@@ -93,10 +92,9 @@ def refined(
 
 
 def _stop(limits: Limits, faces: int) -> Status:
-    if limits.halt is not None and limits.halt.is_set():
-        return Status.INTERRUPTED
-    if time.monotonic() > limits.deadline:
-        return Status.MAX_SECONDS
+    reason = stopped(limits)
+    if reason is not None:
+        return reason
     over = limits.regions is not None and faces > limits.regions
     return Status.MAX_REGIONS if over else Status.COMPLETE
 

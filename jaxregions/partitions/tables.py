@@ -158,17 +158,9 @@ def _by_vertices(net: CPAFunction, flat: Window, limits: Limits, watch: Watch) -
         parts.append((first + window, signs))
 
     counts = vertices.count(
-        net,
-        flat,
-        max_regions=limits.regions,
-        deadline=limits.deadline,
-        halt=limits.halt,
-        watch=lambda cells: watch(0, cells),
-        finish=finish,
+        net, flat, limits=limits, watch=lambda cells: watch(0, cells), finish=finish
     )
-    left = np.flatnonzero(np.isin(counts.status, (Status.DEGENERATE, Status.LARGE)))
-    if limits.halt is not None and (counts.status == Status.INTERRUPTED).any():
-        limits.halt.set()
+    left = np.flatnonzero(np.isin(counts.status, vertices.BEYOND))
     if len(left):
         rest = _by_cells(net, flat[left], limits, watch)
         counts.status[left], counts.by_stage[left] = rest.status, rest.by_stage
