@@ -16,11 +16,9 @@ from jaxregions.engines import programs, sides
 from jaxregions.engines.cells import count_cells
 from jaxregions.engines.contests import merged_regions
 from jaxregions.engines.farkas import decide
-from jaxregions.engines.frontier import Limits, Status
+from jaxregions.engines.frontier import UNLIMITED, Limits, Status
 from jaxregions.engines.longsteps import Bases, solve_wide
 from jaxregions.engines.margins import solve_margins
-
-UNLIMITED = Limits(None, np.inf)
 
 
 def counted(layers, windows, limits=UNLIMITED, **options):

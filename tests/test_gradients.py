@@ -11,12 +11,10 @@ import jaxregions as jr
 from jaxregions import exact
 from jaxregions.engines import enclosures
 from jaxregions.engines.cells import count_cells
-from jaxregions.engines.frontier import Limits
+from jaxregions.engines.frontier import UNLIMITED
 from jaxregions.engines.points import frame_of
 from jaxregions.tracing import bounded_gradient, exact_values, prepare_reverse
 from jaxregions.verification import verify
-
-UNLIMITED = Limits(None, np.inf)
 
 
 def residual(x):

@@ -13,12 +13,11 @@ from small_networks import gaussian_layers, integer_layers, integer_windows, rec
 
 import jaxregions as jr
 from jaxregions.engines import leaves, polytopes, touching, vertices
-from jaxregions.engines.frontier import Limits, Status
+from jaxregions.engines.frontier import UNLIMITED, Status
 from jaxregions.engines.margins import Margins
 from jaxregions.partitions import trees
 
 SIZES, HOWS = (3, 4, 3, 1), ("relu", "relu", None)  # one structure is compiled once
-UNLIMITED = Limits(None, np.inf)
 
 
 def spatial(net, window):

@@ -11,10 +11,8 @@ import jaxregions as jr
 from jaxregions.engines import certificates
 from jaxregions.engines.cells import count_cells
 from jaxregions.engines.certificates import ABOVE, LEAF, SPLIT, load_certificate
-from jaxregions.engines.frontier import Limits
+from jaxregions.engines.frontier import UNLIMITED, Limits
 from jaxregions.verification import proven_regions, verify
-
-UNLIMITED = Limits(None, np.inf)
 
 
 def certified(net, windows, limits=UNLIMITED):
