@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -275,9 +275,9 @@ def plot(counted: list[dict[str, Any]], estimated: list[dict[str, Any]], path: s
     figure.savefig(path, dpi=100)
 
 
-def digits_rows(max_regions: int = 10_000, seconds: float = 120.0) -> list[dict[str, Any]]:
+def digits_rows(max_regions: int = 10_000, seconds: float = 120.0) -> Iterator[dict[str, Any]]:
     """256 test images in 64 dimensions, the study's models after training."""
-    data, rows = datasets.load("digits", seed=0), []
+    data = datasets.load("digits", seed=0)
     x, centers = (np.asarray(a, np.float64) for a in (data.x_train, data.x_test[:256]))
     batch = x[np.random.default_rng(0).permutation(len(x))[:128]]
     for norm, radii in DIGITS:
@@ -290,29 +290,33 @@ def digits_rows(max_regions: int = 10_000, seconds: float = 120.0) -> list[dict[
             limits = {"max_regions": max_regions, "max_seconds": seconds}
             found = jr.count_regions(net, jr.Window(centers, radius), progress=False, **limits)
             counts = found.activation_regions
-            rows.append(
-                {
-                    "norm": norm,
-                    "radius": radius,
-                    "least": int(counts.min()),
-                    "median": float(np.median(counts)),
-                    "most": int(counts.max()),
-                    "total": int(counts.sum()),
-                    "complete": float((found.certified & (found.status == 0)).mean()),
-                    "in rationals": found.settled_exactly,
-                    "seconds": time.perf_counter() - start,
-                }
-            )
-    return rows
+            yield {
+                "norm": norm,
+                "radius": radius,
+                "least": int(counts.min()),
+                "median": float(np.median(counts)),
+                "most": int(counts.max()),
+                "total": int(counts.sum()),
+                "complete": float((found.certified & (found.status == 0)).mean()),
+                "in rationals": found.settled_exactly,
+                "seconds": time.perf_counter() - start,
+            }
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n{title}")
-    widths = {c: max(len(c), 10) for c in rows[0]}
-    print("  ".join(f"{c:>{w}}" for c, w in widths.items()))
+def show(title: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Prints every row as soon as it is measured; returns them."""
+    print(f"\n{title}", flush=True)
+    shown = []
     for one in rows:
+        if not shown:
+            print("  ".join(f"{c:>{max(len(c), 10)}}" for c in one))
         cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in one.values())
-        print("  ".join(f"{c:>{w}}" for c, w in zip(cells, widths.values(), strict=True)))
+        print(
+            "  ".join(f"{v:>{max(len(c), 10)}}" for c, v in zip(one, cells, strict=True)),
+            flush=True,
+        )
+        shown.append(one)
+    return shown
 
 
 def main() -> None:
@@ -325,18 +329,16 @@ def main() -> None:
     parser.add_argument("--plot", help="where to save the figure of counts against the radius")
     options = parser.parse_args()
     if "compared" in options.only:
-        show("Certified counts", [row(*case, options.repeat) for case in CASES[: options.cases]])
+        show("Certified counts", (row(*case, options.repeat) for case in CASES[: options.cases]))
     counted, estimated = [], []
     if "radius" in options.only:
         for sizes, seed, radii in GROWING:
-            rows = [radius_row(sizes, seed, radius) for radius in radii]
-            show("Against the radius", rows)
-            counted += rows
+            counted += show("Against the radius", (radius_row(sizes, seed, r) for r in radii))
     if "digits" in options.only:
         show("Windows of the digits, one call each", digits_rows())
     if "estimates" in options.only:
-        estimated = [estimate_row(*case) for case in ESTIMATED]
-        show("Proven lower bounds; statistical estimates with 95% intervals", estimated)
+        title = "Proven lower bounds; statistical estimates with 95% intervals"
+        estimated = show(title, (estimate_row(*case) for case in ESTIMATED))
     if options.plot and counted:
         plot(counted, estimated, options.plot)
 
