@@ -5,8 +5,14 @@ import os
 from importlib.metadata import version
 from importlib.util import find_spec
 
+# XLA's older emitters of fused loops compile in two thirds of the time. The slow tests compile as
+# users do, as does everything with XLA_FLAGS set: XLA_FLAGS= pytest.
+QUICKLY = "--xla_cpu_use_fusion_emitters=false"
+
 
 def pytest_configure(config):
+    if config.option.markexpr == "not slow":
+        os.environ.setdefault("XLA_FLAGS", QUICKLY)
     # Two workers share the machine, and its GPU where there is one.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Most of the suite's time is compilation; the cache holds the very code that would be compiled.

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
 
@@ -39,6 +38,10 @@ SAYS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
 def test_cells_run(path, tmp_path):
+    try:
+        from nbclient import NotebookClient
+    except ModuleNotFoundError as error:
+        pytest.fail(f"{error}: pip install '.[test,notebooks]'")
     # In a folder of its own, so that the kernel imports what is installed.
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [c for c in notebook.cells if "install" not in c.metadata.get("tags", [])]
