@@ -29,6 +29,8 @@ __all__ = [
 
 def joined(cells: Cells, same: np.ndarray) -> np.ndarray:
     """(F,) a label 0, 1, ... of every cell: equal for cells connected by facets in ``same``."""
+    if not same.any():
+        return np.arange(len(cells.window), dtype=np.int32)
     pairs = cells.left[same], cells.right[same]
     graph = coo_array((np.ones(len(pairs[0]), bool), pairs), shape=(len(cells.window),) * 2)
     return connected_components(graph, directed=False)[1]

@@ -131,7 +131,9 @@ def from_cycles(
     old, place, face_of = (np.empty(size, np.int64) for _ in range(3))
     old[at], place[half], face_of[half] = half, at, owner
     origin, twin, stage, entry = (c.take(old) for c in columns)
-    twin = np.where(twin >= 0, place.take(twin), -1)  # -1 takes the last, which is not used
+    border = twin < 0
+    twin = place.take(twin)
+    twin[border] = -1
     face, around = _around(start)
     window = window.take(parent)
     return (

@@ -103,7 +103,7 @@ def middles(ledger: Ledger, mesh: Mesh) -> np.ndarray:
     """(F, 2) the mean of every face's corners, in float64."""
     at, size = mesh.vertices.take(mesh.origin), np.diff(mesh.start)
     columns = (ledger.vertices.u[:, axis].take(at) for axis in range(2))
-    return np.stack([np.add.reduceat(c, mesh.start[:-1]) / size for c in columns], axis=1)
+    return np.stack([np.bincount(mesh.face, c) / size for c in columns], axis=1)
 
 
 def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
@@ -128,23 +128,36 @@ def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
 def _left_of_all(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> np.ndarray:
     """Whether each witness is proven to lie strictly left of all half-edges of its face.
 
-    The cross product of (b - a) and (w - a), a and b known to within their errors.
+    The cross product of (b - a) and (w - a), a and b known to within their errors; what bounds
+    that are quick to find leave open is looked at again.
     """
     start, face = mesh.start[:-1], mesh.face
-    u = ledger.vertices.u.take(mesh.vertices, axis=0)
-    ax, ay = (column.take(mesh.origin) for column in np.ascontiguousarray(u.T))
+    u, error = (c.take(mesh.vertices, axis=0) for c in (ledger.vertices.u, ledger.vertices.error))
+    error = error.take(mesh.origin)
+    ends = [column.take(mesh.origin) for column in np.ascontiguousarray(u.T)]
     with np.errstate(all="ignore"):  # an overflow proves nothing
-        scale = np.maximum.reduceat(widest(u).take(mesh.origin), start) + widest(witness)
-        error = ledger.vertices.error.take(mesh.vertices)
-        worst = np.maximum.reduceat(error.take(mesh.origin), start)
-        slack = (2 * worst + 4 * U * scale).take(face)
-        sx, sy = (a.take(mesh.following) - a for a in (ax, ay))
-        rx, ry = (w.take(face) - a for w, a in zip(witness.T, (ax, ay), strict=True))
-        turn = sx * ry - sy * rx
-        long = np.maximum(np.abs(sx), np.abs(sy)) + slack
-        wide = np.maximum(np.abs(rx), np.abs(ry)) + slack
-        bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
-        doubtful = np.flatnonzero(~(turn > bound + np.finfo(np.float64).tiny))
+        sides = [a.take(mesh.following) - a for a in ends]
+        rays = [w.take(face) - a for w, a in zip(witness.T, ends, strict=True)]
+        scale = np.abs(u).max() + np.abs(witness).max()
+        total = np.bincount(face, error)  # at least the largest
+        doubtful = np.flatnonzero(~_left(sides, rays, total.take(face), scale))
+        if len(doubtful):
+            face = face.take(doubtful)
+            sides, rays = ([c.take(doubtful) for c in columns] for columns in (sides, rays))
+            scale = np.maximum.reduceat(widest(u).take(mesh.origin), start) + widest(witness)
+            worst = np.maximum.reduceat(error, start)
+            face = face[~_left(sides, rays, worst.take(face), scale.take(face))]
+        else:
+            face = doubtful
     inside = np.ones(mesh.faces, bool)
-    inside[face.take(doubtful)] = False
+    inside[face] = False
     return inside
+
+
+def _left(sides: list, rays: list, error: np.ndarray, scale: Any) -> np.ndarray:
+    """Whether sides x rays > 0 for certain: differences of numbers up to scale, of these errors."""
+    slack = 2 * error + 4 * U * scale
+    turn = sides[0] * rays[1] - sides[1] * rays[0]
+    long, wide = (np.maximum(*map(np.abs, columns)) + slack for columns in (sides, rays))
+    bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
+    return turn > bound + np.finfo(np.float64).tiny

@@ -148,7 +148,9 @@ def _boundary_twins(mesh: Mesh, rim: Boundary) -> np.ndarray:
     half = np.repeat(np.arange(len(rim.corner)), stop - rim.corner)
     place = np.arange(size) - rim.corner[half]
     other = mesh.twin[half]
-    return np.where(other >= 0, stop[other] - 1 - place, -1)
+    twins = stop.take(other) - 1 - place
+    twins[other < 0] = -1
+    return twins
 
 
 def _turn_at_boundary(following, mesh, rim, chords, rims, begin) -> None:

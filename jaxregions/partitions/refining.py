@@ -58,20 +58,20 @@ def refined(
             begin_maps(family)  # on the device, beside the geometry
             meet = partial(evaluate_at, stage + 1)
             new, cuts = engine.refined(ledger, mesh, stage, at_vertices, meet)
+            family.generations.append(Generation(engine.middles(ledger, new), new.parent))
+            if stage + 1 == len(net.stages):
+                begin_maps(family)
             found = int(hits(sign_bits(cuts, 1), layer.unit)[0])
             cut = cuts.cut_cell, layer.unit[cuts.cut_entry], cuts.children
             table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
             if window.dimension == 2:
                 signs = [*signs, unpacked(*face_signs(new, cuts), layer.size)]
-            family.generations.append(Generation(engine.middles(ledger, new), new.parent))
             done = new, [*tables, table], signs
             watch(0, new.faces)
     except KeyboardInterrupt:
         status = Status.INTERRUPTED
     mesh, tables, signs = done
     del family.generations[len(tables) + 1 :]
-    if status == Status.COMPLETE:
-        begin_maps(family)
     with ThreadPoolExecutor(1) as pool:
         maps = pool.submit(maps_of, family, status)
         cells = engine.cells(ledger, mesh, family.generations[-1].u)
@@ -112,9 +112,9 @@ def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
     """Length or area (shoelace) of every cell in slice coordinates."""
     if u.shape[1] == 1:
         return u[corner[1::2], 0] - u[corner[::2], 0]
-    first = np.repeat(start[:-1], np.diff(start))
+    cell = np.repeat(np.arange(len(start) - 1), np.diff(start))
     follow = np.arange(1, len(corner) + 1)
     follow[start[1:] - 1] = start[:-1]
     x, y = (column.take(corner) for column in np.ascontiguousarray(u.T))
-    x, y = x - x.take(first), y - y.take(first)
-    return np.add.reduceat(x * y.take(follow) - y * x.take(follow), start[:-1]) / 2
+    x, y = (c - c.take(start[:-1]).take(cell) for c in (x, y))
+    return np.bincount(cell, x * y.take(follow) - y * x.take(follow)) / 2

@@ -37,6 +37,7 @@ __all__ = [
     "at_point",
     "bounded_outputs",
     "bounded_values",
+    "constants_of",
     "evaluated",
     "needed",
     "prepare",
@@ -221,7 +222,8 @@ def _difference(env: dict[int, Tracked], group: Group, right: Any) -> tuple[Any,
 
 
 def prepare(net: CPAFunction) -> Prepared:
-    """Everything about the function's constants that the bounds need; once in a net's life.
+    """Everything about the function's constants that the bounds need, on the device; once in a
+    net's life.
 
     Raises:
       ValueError: a function that closes over tracers.
@@ -232,13 +234,13 @@ def prepare(net: CPAFunction) -> Prepared:
         )
     if prepare not in net._jitted:
         with jax.enable_x64(True), jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
-            net._jitted[prepare] = _prepared(net)
+            net._jitted[prepare] = jax.device_put(_prepared(net))
     return net._jitted[prepare]
 
 
 def _prepared(net: CPAFunction) -> Prepared:
     steps = net.program.steps
-    constants = tuple(_constants(step) for step in steps)
+    constants = tuple(map(constants_of, steps))
     extras = tuple(rounding_of(step) for step in steps)
     rights = tuple(tuple(_right(g) for g in stage.groups) for stage in net.stages)
     prepared = Prepared(constants, extras, rights, Structure(net))
@@ -248,7 +250,8 @@ def _prepared(net: CPAFunction) -> Prepared:
     return prepared
 
 
-def _constants(step: Step) -> tuple[Tracked | None, ...]:
+def constants_of(step: Step) -> tuple[Tracked | None, ...]:
+    """Its constant inputs, None for those that depend on x."""
     # The norms of a matrix cover its subnormal numbers; a batch is not evaluated.
     if step.name in BILINEAR or step.name == "enter_batch":
         return tuple(None if is_slot(o) else Tracked(o) for o in step.inputs)

@@ -109,6 +109,8 @@ def bind(eqn: JaxprEqn, *operands: Any) -> list[Any]:
         return [scatter(*operands, **{k: params[k] for k in names})]
     if name == "conv_general_dilated":
         operands, params["padding"] = _padded_first(operands, params)
+    if name == "dot_general":
+        operands = _vector_first(operands, params)
     for key in ("preferred_element_type", "out_dtype"):
         if params.get(key) is not None and is_float(params[key]):
             params[key] = None
@@ -117,6 +119,19 @@ def bind(eqn: JaxprEqn, *operands: Any) -> list[Any]:
     subfuns, params = params if isinstance(params, tuple) else ([], params)
     out = eqn.primitive.bind(*subfuns, *operands, **params)
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def _vector_first(operands: tuple[Any, ...], params: dict[str, Any]) -> tuple[Any, ...]:
+    """A matrix times a vector as the vector times the matrix: over many vectors at once XLA then
+    transposes nothing."""
+    (left, right), batch = params["dimension_numbers"]
+    vector = np.ndim(operands[1]) == len(right) and np.ndim(operands[0]) > len(left)
+    if not vector or any(batch):
+        return operands
+    params["dimension_numbers"] = (right, left), batch
+    if isinstance(params["precision"], tuple):
+        params["precision"] = params["precision"][::-1]
+    return operands[::-1]
 
 
 def _broadcast(params: dict[str, Any], a: np.ndarray) -> np.ndarray:

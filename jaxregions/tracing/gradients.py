@@ -19,6 +19,7 @@ from jaxregions.tracing import flatten
 from jaxregions.tracing.bounds import (
     Bounded,
     Prepared,
+    constants_of,
     evaluated,
     needed,
     prepare,
@@ -54,7 +55,7 @@ def prepare_reverse(net: CPAFunction) -> Reversible:
     if prepare_reverse not in net._jitted:
         prepared = prepare(net)
         with jax.enable_x64(True), np.errstate(all="ignore"):
-            extras = tuple(_extras(prepared, i) for i in range(len(net.program.steps)))
+            extras = jax.device_put(tuple(map(_extras, net.program.steps)))
         net._jitted[prepare_reverse] = Reversible(prepared, extras)
     return net._jitted[prepare_reverse]
 
@@ -207,9 +208,9 @@ def _outputs(step: Step, parts: list[Tracked]) -> list[Any]:
     return jax.eval_shape(lambda *v: list(step.function(*v)), *_shapes(parts))
 
 
-def _extras(prepared: Prepared, i: int) -> tuple[Any, ...]:
+def _extras(step: Step) -> tuple[Any, ...]:
     """What the equations of a step's transposed derivative need, in order."""
-    step, notes = prepared.net.program.steps[i], []
+    notes = []
     if step.name in _PASSING or not _among(step):
         return ()
     if step.eqn is not None and is_identity(step.eqn):
@@ -220,10 +221,9 @@ def _extras(prepared: Prepared, i: int) -> tuple[Any, ...]:
         notes.append(extra)
         return tracked(eqn, operands, extra)
 
-    known = prepared.constants[i]
     parts = [
         Tracked(np.zeros(o.shape, o.dtype), np.zeros(o.shape)) if is_slot(o) else c
-        for o, c in zip(step.inputs, known, strict=True)
+        for o, c in zip(step.inputs, constants_of(step), strict=True)
     ]
     _, chosen = _choice(step.name, parts)
     if all(is_float(o) for o in _outputs(step, chosen)):
