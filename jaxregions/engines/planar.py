@@ -10,7 +10,7 @@ import numpy as np
 from jaxregions.engines import chords as chord
 from jaxregions.engines.edges import zeros_on
 from jaxregions.engines.mesh import Mesh, boxes, edges_of, restricted
-from jaxregions.engines.points import Ledger, U, widest
+from jaxregions.engines.points import Ledger, U
 from jaxregions.engines.records import Cells, Cuts
 from jaxregions.engines.signs import Signs
 from jaxregions.engines.split import new_vertices, split
@@ -126,38 +126,23 @@ def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
 
 
 def _left_of_all(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> np.ndarray:
-    """Whether each witness is proven to lie strictly left of all half-edges of its face.
+    """Whether each witness w is proven to lie strictly left of all half-edges (a, b) of its face.
 
-    The cross product of (b - a) and (w - a), a and b known to within their errors; what bounds
-    that are quick to find leave open is looked at again.
+    The cross product of s = b - a and r = w - a, a and b known to within their errors: with e the
+    sum of these errors it is off by no more than 2 e (|s| + |r| + e) + 16 U |s| |r|, largest
+    coordinates, which covers the rounding too.
     """
-    start, face = mesh.start[:-1], mesh.face
     u, error = (c.take(mesh.vertices, axis=0) for c in (ledger.vertices.u, ledger.vertices.error))
-    error = error.take(mesh.origin)
     ends = [column.take(mesh.origin) for column in np.ascontiguousarray(u.T)]
+    error = error.take(mesh.origin)
     with np.errstate(all="ignore"):  # an overflow proves nothing
+        error = error + error.take(mesh.following)
         sides = [a.take(mesh.following) - a for a in ends]
-        rays = [w.take(face) - a for w, a in zip(witness.T, ends, strict=True)]
-        scale = np.abs(u).max() + np.abs(witness).max()
-        total = np.bincount(face, error)  # at least the largest
-        doubtful = np.flatnonzero(~_left(sides, rays, total.take(face), scale))
-        if len(doubtful):
-            face = face.take(doubtful)
-            sides, rays = ([c.take(doubtful) for c in columns] for columns in (sides, rays))
-            scale = np.maximum.reduceat(widest(u).take(mesh.origin), start) + widest(witness)
-            worst = np.maximum.reduceat(error, start)
-            face = face[~_left(sides, rays, worst.take(face), scale.take(face))]
-        else:
-            face = doubtful
+        rays = [w.take(mesh.face) - a for w, a in zip(witness.T, ends, strict=True)]
+        turn = sides[0] * rays[1] - sides[1] * rays[0]
+        long, wide = (np.maximum(*map(np.abs, columns)) for columns in (sides, rays))
+        bound = (2 * error * (long + wide + error) + 16 * U * long * wide) * (1 + 16 * U)
+        doubtful = np.flatnonzero(~(turn > bound + np.finfo(np.float64).tiny))
     inside = np.ones(mesh.faces, bool)
-    inside[face] = False
+    inside[mesh.face.take(doubtful)] = False
     return inside
-
-
-def _left(sides: list, rays: list, error: np.ndarray, scale: Any) -> np.ndarray:
-    """Whether sides x rays > 0 for certain: differences of numbers up to scale, of these errors."""
-    slack = 2 * error + 4 * U * scale
-    turn = sides[0] * rays[1] - sides[1] * rays[0]
-    long, wide = (np.maximum(*map(np.abs, columns)) + slack for columns in (sides, rays))
-    bound = (2 * slack * (long + wide) + 8 * U * long * wide) * (1 + 16 * U)
-    return turn > bound + np.finfo(np.float64).tiny
