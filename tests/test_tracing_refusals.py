@@ -114,6 +114,28 @@ def test_opaque_calls_are_refused_by_name(call):
         jr.trace(f, np.zeros(4))
 
 
+NOT_FINITE = {
+    "NaN in the weights": (lambda x: jnp.asarray(W.T).at[0, 0].set(np.nan) @ x, "not a number"),
+    "NaN in the biases": (lambda x: x + np.array([np.nan, 0, 0, 0]), "not a number"),
+    "infinite weights": (lambda x: jnp.asarray(W.T).at[0, 0].set(np.inf) @ x, "infinite"),
+    "infinite in float32 only": (lambda x: jnp.float32(1e300) * x, "infinite"),
+    "an infinite mask": (lambda x: jnp.max(x + np.array([-np.inf, 0, 0, 0])), "jnp.where"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_constants_that_are_not_finite_are_refused(name):
+    f, reason = NOT_FINITE[name]
+    with pytest.raises(NotPiecewiseAffineError, match=f"primitive .*{reason}"):
+        jr.trace(lambda x: relu(f(x)), np.zeros(4))
+
+
+def test_padding_with_infinity_is_welcome():
+    net = jr.trace(lambda x: jnp.max(jnp.where(np.arange(4) > 0, x, -np.inf)), np.zeros(4))
+    assert jr.count_regions(net, jr.Window(np.zeros(4), 1.0)).activation_regions == 3
+
+
 @pytest.mark.parametrize("example", [np.array([1.0, np.nan]), np.array([np.inf])])
 def test_example_must_be_finite(example):
     with pytest.raises(ValueError, match="example_x: expected finite numbers"):

@@ -61,9 +61,27 @@ def _answer(walk: Walk, eqn: JaxprEqn, operands: list[Any], where: str) -> list[
             + _HINTS.get(name, "")
         )
     try:
+        _require_numbers(name, operands)
         return rule(walk, eqn, operands, where)
     except Unprovable as reason:
         raise NotPiecewiseAffineError(f"primitive '{name}' at {where}: {reason}") from reason
+
+
+_ARITHMETIC = {"dot_general", "conv_general_dilated", "mul", "div", "add", "add_any", "sub"}
+
+
+def _require_numbers(name: str, operands: list[Any]) -> None:
+    """Constants are numbers; infinite ones are only compared."""
+    for o in operands:
+        if is_slot(o) or is_traced(o) or not is_float(o):
+            continue
+        if np.isnan(o).any():
+            raise Unprovable("a constant that is not a number (NaN)")
+        if name in _ARITHMETIC and np.isinf(o).any():
+            raise Unprovable(
+                "an infinite constant in arithmetic (larger than its precision allows? Masks for a "
+                "maximum select: jnp.where(mask, x, -jnp.inf))"
+            )
 
 
 def _folded(walk: Walk, eqn: JaxprEqn, operands: list[Any]) -> list[Any]:

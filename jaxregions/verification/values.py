@@ -142,7 +142,8 @@ class Values:
                 length = (at[:, np.arange(len(axes)), axes] - u[:, axes])[:, None]
                 slope[..., axes] = (values - base) / length
                 rounding = exact.gamma(4, np.float64) * (np.abs(values) + np.abs(base))
-                off[..., axes] = (bound + slack + rounding) / np.abs(length) + _TINY
+                with np.errstate(over="ignore"):  # an infinite bound proves nothing
+                    off[..., axes] = (bound + slack + rounding) / np.abs(length) + _TINY
                 zero &= ((values == 0) & (bound == 0)).all(axis=2)
             value = first - (slope * u[:, None]).sum(axis=-1)
             reach = (radius + np.abs(u))[:, None]
