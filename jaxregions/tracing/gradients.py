@@ -222,7 +222,7 @@ def _extras(step: Step) -> tuple[Any, ...]:
         return tracked(eqn, operands, extra)
 
     parts = [
-        Tracked(np.zeros(o.shape, o.dtype), np.zeros(o.shape)) if is_slot(o) else c
+        Tracked(np.zeros(o.shape, o.dtype), np.zeros(o.shape)) if c is None else c
         for o, c in zip(step.inputs, constants_of(step), strict=True)
     ]
     _, chosen = _choice(step.name, parts)
