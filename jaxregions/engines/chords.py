@@ -151,8 +151,9 @@ def find_chords(
         raise RuntimeError("signs at the vertices contradict each other: a line ends in a face")
     one, two = position[pair], position[pair + 1]
     first, last = np.minimum(one, two), np.maximum(one, two)
-    keep = ~(at_corner[pair] & at_corner[pair + 1] & _neighbours(mesh, rim, first, last))
-    pair, first, last = pair[keep], first[keep], last[keep]
+    if len(signs.zero_row):
+        keep = ~(at_corner[pair] & at_corner[pair + 1] & _neighbours(mesh, rim, first, last))
+        pair, first, last = pair[keep], first[keep], last[keep]
     order = np.argsort(first * len(rim.face) + last, kind="stable")
     pair, first, last = pair[order], first[order], last[order]
     new = np.ones(len(first), bool)

@@ -119,7 +119,7 @@ def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
         corner,
         mesh.face.take(half),
         mesh.face.take(mesh.twin.take(half)),
-        np.stack([corner.take(half), corner.take(mesh.following.take(half))], axis=1),
+        corner.take(np.stack([half, mesh.following.take(half)], axis=1)),
         mesh.stage.take(half),
         mesh.entry.take(half),
     )

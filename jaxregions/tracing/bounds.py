@@ -228,11 +228,11 @@ def prepare(net: CPAFunction) -> Prepared:
     Raises:
       ValueError: a function that closes over tracers.
     """
-    if net.is_traced:
-        raise ValueError(
-            "net: expected a function of known numbers, received one that closes over tracers"
-        )
     if prepare not in net._jitted:
+        if net.is_traced:
+            raise ValueError(
+                "net: expected a function of known numbers, received one that closes over tracers"
+            )
         with jax.enable_x64(True), jax.ensure_compile_time_eval(), np.errstate(all="ignore"):
             net._jitted[prepare] = jax.device_put(_prepared(net))
     return net._jitted[prepare]
