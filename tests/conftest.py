@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from importlib.metadata import version
 from importlib.util import find_spec
 
@@ -25,6 +26,8 @@ def pytest_configure(config):
 
 
 def pytest_sessionstart():
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.set_threshold(50_000, 20, 50)  # what was compiled stays, to look through it takes seconds
 
 

@@ -71,13 +71,13 @@ _ARITHMETIC = {"dot_general", "conv_general_dilated", "mul", "div", "add", "add_
 
 
 def _require_numbers(name: str, operands: list[Any]) -> None:
-    """Constants are numbers; infinite ones are only compared."""
-    for o in operands:
+    """Constants in arithmetic are finite; others may only be compared, or never be chosen."""
+    for o in operands if name in _ARITHMETIC else ():
         if is_slot(o) or is_traced(o) or not is_float(o):
             continue
         if np.isnan(o).any():
             raise Unprovable("a constant that is not a number (NaN)")
-        if name in _ARITHMETIC and np.isinf(o).any():
+        if np.isinf(o).any():
             raise Unprovable(
                 "an infinite constant in arithmetic (larger than its precision allows? Masks for a "
                 "maximum select: jnp.where(mask, x, -jnp.inf))"
