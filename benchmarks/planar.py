@@ -112,7 +112,7 @@ def recipe_row(sizes, seed, expected, repeat) -> dict[str, Any]:
     after_count = peak_gb()
     jr.partition(net, window, affine=False)
     runs = {"floor": runs["floor"], "cells": lambda: jr.partition(net, window, affine=False)}
-    cells = in_turn(runs, max(1, repeat // 2))
+    cells = in_turn(runs, repeat)
     return {
         "net": "-".join(map(str, sizes)),
         "regions": expected,
