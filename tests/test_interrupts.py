@@ -184,7 +184,6 @@ import os, signal, sys, threading, time
 import numpy as np
 from small_networks import recipe, traced
 import jaxregions as jr
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 net = traced(recipe(%s))
 windows = jr.Window(%s, %s)
 call = lambda: %s

@@ -237,3 +237,44 @@ def test_places_at_the_rounding_of_their_errors_are_never_lost_between_two_tests
 def test_a_badly_known_place_joins_all_it_may_belong_to():
     t, error = np.array([0.1, 0.5, 0.51, 0.6, 0.8, 0.99]), np.array([0.0, 0, 0.35, 0, 0, 0])
     assert [r.tolist() for r in edges.undecided_runs(t, error)] == [[1, 2, 3, 4]]
+
+
+def rotated_boxes(count):
+    """A ledger of so many windows whose corners are turned about, and their faces."""
+    windows = jr.Window(np.zeros((count, 2)), 1.0)
+    ledger = points.Ledger(
+        traced(integer_layers(0, (2, 2), ("relu",))), windows, points.corners(windows)
+    )
+    angle = np.random.default_rng(count).uniform(0, 2 * np.pi, count).repeat(4)
+    x, y = ledger.vertices.u.T
+    turned = [x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)]
+    ledger.vertices = ledger.vertices._replace(u=np.stack(turned, axis=1))
+    return ledger, planar.begin(count)
+
+
+def test_a_witness_beside_an_edge_is_inside_only_if_it_is_exactly():
+    count = 2000
+    ledger, mesh = rotated_boxes(count)
+    u, rng = ledger.vertices.u.reshape(count, 4, 2), np.random.default_rng(1)
+    a, b = u[:, 0], u[:, 1]
+    w = a + rng.uniform(0.1, 0.9, (count, 1)) * (b - a)
+    w += rng.integers(-9, 10, (count, 2)) * np.spacing(w)
+    exactly = []
+    for p, q, r in zip(a.tolist(), b.tolist(), w.tolist(), strict=True):
+        (px, py), (qx, qy), (rx, ry) = (map(Fraction, v) for v in (p, q, r))
+        exactly.append((qx - px) * (ry - py) - (qy - py) * (rx - px) > 0)
+    exactly = np.array(exactly)
+    assert 0.2 < exactly.mean() < 0.8
+    proven = planar.cells(ledger, mesh, w).inside
+    assert proven.any()
+    assert not (proven & ~exactly).any()
+
+
+def test_a_witness_within_the_errors_of_the_corners_is_not_proven():
+    ledger, mesh = rotated_boxes(50)
+    a, b, c = ledger.vertices.u.reshape(50, 4, 2)[:, :3].swapaxes(0, 1)
+    error = 2.0**-20
+    ledger.vertices = ledger.vertices._replace(error=np.full(200, error))
+    for depth, inside in ((0.5 * error, False), (16 * error, True)):
+        w = (a + b) / 2 + depth / 2 * (c - b)  # sides have length 2
+        assert (planar.cells(ledger, mesh, w).inside == inside).all()

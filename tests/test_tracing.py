@@ -387,3 +387,14 @@ def test_is_a_frozen_record():
     assert isinstance(net, CPAFunction)
     with pytest.raises(AttributeError):
         net.casts = 3
+
+
+def test_a_matrix_times_a_vector_keeps_the_precision_of_both():
+    net = jr.trace(
+        lambda x: jnp.dot(np.ones((3, 4)), x, precision=("highest", "default")), np.zeros(4)
+    )
+    (product,) = (
+        e for e in jax.make_jaxpr(net)(np.zeros(4)).eqns if e.primitive.name == "dot_general"
+    )
+    of = {v.aval.shape: p for v, p in zip(product.invars, product.params["precision"], strict=True)}
+    assert of == {(3, 4): jax.lax.Precision.HIGHEST, (4,): jax.lax.Precision.DEFAULT}
