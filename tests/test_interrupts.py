@@ -1,14 +1,11 @@
 """Ctrl-C and limits in the middle of a call: what was proven is returned, and it is right."""
 
-import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import in_a_process, with_peak
 from small_networks import recipe, traced
 
 import jaxregions as jr
@@ -171,14 +168,6 @@ def test_the_more_nodes_wait_the_fewer_are_taken():
 # With a real clock -------------------------------------------------------------------------------
 
 
-def in_a_process(code):
-    """What the code prints; it may import what tests do."""
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    environment = os.environ | {"PYTHONPATH": path}
-    run = [sys.executable, "-c", code, "0"]
-    return subprocess.run(run, capture_output=True, text=True, check=True, env=environment).stdout
-
-
 SIGNALS = """
 import os, signal, sys, threading, time
 import numpy as np
@@ -229,16 +218,13 @@ def test_signals_at_any_moment(sizes, center, radius, call, span, regions):
 
 
 TOO_MANY = """
-import re
-from pathlib import Path
 import numpy as np
 import jaxregions as jr
 from small_networks import recipe, traced
 net, window = traced(recipe(%r, %r)), jr.Window(np.zeros(%r), %r)
 jr.count_regions(net, window, max_regions=2)  # compiles
 found = jr.count_regions(net, window, max_seconds=20)
-(peak,) = re.findall("VmHWM: *(.*) kB", Path("/proc/self/status").read_text().replace("\\t", " "))
-print(found.status, found.activation_regions, peak)
+print(found.status, found.activation_regions)
 """
 
 
@@ -247,10 +233,7 @@ print(found.status, found.activation_regions, peak)
     ("sizes", "seed", "radius"), [((10, 32, 32), 6, 0.1), ((64, 64, 64), 7, 0.02)]
 )
 def test_what_has_too_many_regions_ends_within_bounded_memory(sizes, seed, radius):
-    if not Path("/proc/self/status").exists():
-        pytest.skip("reads the process's own peak, which getrusage mixes with its parent's")
-    answer = in_a_process(TOO_MANY % (sizes, seed, sizes[0], radius))
-    status, regions, kilobytes = map(int, answer.split())
+    status, regions, kilobytes = with_peak(TOO_MANY % (sizes, seed, sizes[0], radius))
     assert status == jr.Status.MAX_SECONDS
     assert regions > 1000
     assert kilobytes < 3 << 20

@@ -1,5 +1,7 @@
 """Affine maps handed down from cell to cell, against automatic differentiation of the function."""
 
+import copy
+import pickle
 from itertools import pairwise
 
 import chex
@@ -7,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from processes import with_peak
 
 import jaxregions as jr
 from jaxregions.engines import maps
+from jaxregions.partitions import assembly, reading
 from jaxregions.tracing import levels_of
 
 RNG = np.random.default_rng(0)
@@ -73,3 +77,103 @@ def test_every_step_that_matters_runs_at_one_level():
     assert sum(bool(level.steps) for level in levels) == 5
     for before, after in pairwise(levels):
         assert before.made == after.known
+
+
+@pytest.fixture
+def on_demand(monkeypatch):
+    """The same partition twice: with its maps, and with none made."""
+    window = jr.Window(np.array([0.1, 0.2, -0.1]), 0.8, basis=BASIS)
+    whole = jr.partition(residual, window)
+    monkeypatch.setattr(maps, "ROWS", (8, 16))
+    monkeypatch.setattr(assembly, "HELD", 0)
+    monkeypatch.setattr(reading, "BLOCK", 7)
+    part = jr.partition(residual, window)
+    assert "slope" not in vars(part)
+    return whole, part
+
+
+@pytest.mark.parametrize(
+    "cells", [[40, 3, 3, 17], np.zeros(0, int), [-0], slice(5, 30), slice(None, None, -3)]
+)
+def test_maps_of_some_cells_are_theirs(on_demand, cells):
+    whole, part = on_demand
+    wanted = whole.slope[cells], whole.intercept[cells]
+    chex.assert_trees_all_close(part.maps(cells), wanted, rtol=1e-12, atol=1e-12)
+    chex.assert_trees_all_equal(whole.maps(cells), wanted)
+    assert "slope" not in vars(part)
+
+
+def test_maps_are_made_when_they_are_asked_for(on_demand):
+    whole, part = on_demand
+    wanted = whole.slope, whole.intercept
+    chex.assert_trees_all_close((part.slope, part.intercept), wanted, rtol=1e-12, atol=1e-12)
+    assert part.slope is part.slope
+    chex.assert_trees_all_equal(part.maps([2, 1]), (part.slope[[2, 1]], part.intercept[[2, 1]]))
+
+
+def test_level_sets_and_pictures_make_no_more_maps_than_a_block(on_demand):
+    whole, part = on_demand
+    values = (whole.slope @ whole.witness[..., None])[..., 0] + whole.intercept
+    for minus in (None, 1):
+        level = values[5, 0] - (0 if minus is None else values[5, minus])
+        found, wanted = (jr.level_set(p, 0, minus=minus, level=level) for p in (part, whole))
+        chex.assert_trees_all_close(found, wanted, rtol=1e-9, atol=1e-9)
+        assert len(wanted[0]) > 0
+    part.plot(color="slope")
+    assert "slope" not in vars(part)
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        lambda part: pickle.loads(pickle.dumps(part)),
+        copy.deepcopy,
+        lambda part: jax.tree.map(lambda leaf: leaf, part),
+        jr.to_dict,
+    ],
+)
+def test_copies_have_their_maps(on_demand, copied):
+    whole, part = on_demand
+    found = copied(part)
+    found = found if isinstance(found, dict) else vars(found)
+    chex.assert_trees_all_close(found["slope"], whole.slope, rtol=1e-12, atol=1e-12)
+    assert "family" not in found
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([0.5], r"a list of cells' numbers or a slice, received float64 of shape \(1,\)"),
+        (3, r"a list of cells' numbers or a slice, received int64 of shape \(\)"),
+        ([True], "received bool"),
+        ([-1], r"expected 0 to \d+, received -1 to -1"),
+        ([0, 10**6], r"expected 0 to \d+, received 0 to 1000000"),
+    ],
+)
+def test_cells_that_do_not_exist(on_demand, cells, message):
+    for part in on_demand:
+        with pytest.raises(ValueError, match=message):
+            part.maps(cells)
+
+
+def test_other_attributes_are_still_missing(on_demand):
+    with pytest.raises(AttributeError, match="'Partition' object has no attribute 'slopes'"):
+        on_demand[1].slopes  # noqa: B018
+
+
+LARGE = """
+import numpy as np
+import jaxregions as jr
+from small_networks import recipe, traced
+part = jr.partition(traced(recipe((2, 256, 256, 256), 3)), jr.Window(np.zeros(2), 1.0))
+pieces, _ = jr.level_set(part, 0, minus=1)
+print(part.activation_regions, len(pieces))
+"""
+
+
+@pytest.mark.slow
+def test_a_large_partition_fits_in_two_gigabytes():
+    """Its maps alone would be 1.6."""
+    regions, pieces, kilobytes = with_peak(LARGE)
+    assert (regions, pieces > 0) == (261938, True)
+    assert 1024 * kilobytes < 2e9

@@ -20,7 +20,7 @@ from jaxregions.engines.points import Ledger, lift
 from jaxregions.engines.steps import AHEAD, EARLY, ROWS
 from jaxregions.tracing import compiled, level_values, levels_of, prepare
 
-__all__ = ["Family", "Generation", "affine_maps", "begin_maps"]
+__all__ = ["Family", "Generation", "affine_maps", "begin_maps", "bytes_of_maps", "some_maps"]
 
 
 class Generation(NamedTuple):
@@ -80,11 +80,31 @@ def _moved(value: Any, slopes: Any, step: Any) -> Any:
 
 def begin_maps(family: Family) -> None:
     """Has the device make the maps of the last generation, unless they are few or very many."""
-    level, (count, k) = len(family.generations) - 1, family.generations[-1].u.shape
-    numbers = sum(math.prod(s.shape) for s in levels_of(family.ledger.net)[level].made)
-    if count > ROWS[0] and 8 * count * (k + 1) * numbers <= EARLY:
+    level, count = len(family.generations) - 1, len(family.generations[-1].u)
+    if count > ROWS[0] and bytes_of_maps(family) <= EARLY:
         for i in range(-(-count // family.size)):
             _block(family, level, i)
+
+
+def bytes_of_maps(family: Family) -> int:
+    """Of the maps of all that its last generation decides, in float64."""
+    level, (count, k) = len(family.generations) - 1, family.generations[-1].u.shape
+    numbers = sum(math.prod(s.shape) for s in levels_of(family.ledger.net)[level].made)
+    return 8 * count * (k + 1) * numbers
+
+
+def some_maps(family: Family, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``affine_maps`` of some cells of the last generation, without those of the others."""
+    wanted, row = np.unique(cells, return_inverse=True)
+    generations = []
+    for generation in family.generations[::-1]:
+        above, parent = np.unique(generation.parent.take(wanted), return_inverse=True)
+        generations.append(Generation(generation.u.take(wanted, axis=0), parent))
+        wanted = above
+    slope, intercept = affine_maps(Family(family.ledger, generations[::-1]))
+    if len(row) == len(slope) and (row == np.arange(len(row))).all():
+        return slope, intercept
+    return slope[row], intercept[row]
 
 
 def affine_maps(family: Family) -> tuple[np.ndarray, np.ndarray]:

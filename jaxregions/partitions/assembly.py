@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxregions._records import build
 from jaxregions.engines import merging
 from jaxregions.engines.frontier import Status
-from jaxregions.engines.maps import Family, affine_maps
+from jaxregions.engines.maps import Family, affine_maps, bytes_of_maps
 from jaxregions.engines.points import numbered
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import Cells
@@ -19,7 +19,9 @@ from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["Found", "Labels", "assembled", "labelled", "maps_of"]
+__all__ = ["Found", "Labels", "assembled", "labelled", "maps_of", "maps_or_family"]
+
+HELD = 1 << 28  # bytes of affine maps that a partition makes before it is asked for them
 
 
 class Labels(NamedTuple):
@@ -31,13 +33,14 @@ class Labels(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Of one window. signs: per stage, on the cells; maps: slopes and intercepts; counted:
-    decisions, and those in rationals. regions: a proven number, None: as labelled."""
+    """Of one window. signs: per stage, on the cells; maps: slopes and intercepts, or what makes
+    them; counted: decisions, and those in rationals. regions: a proven number, None: as labelled.
+    """
 
     cells: Cells
     shape: Polytopes
     signs: list[np.ndarray]
-    maps: tuple[np.ndarray, np.ndarray]
+    maps: tuple[np.ndarray, np.ndarray] | Family
     labels: Labels
     status: Status
     counted: tuple[int, int]
@@ -50,7 +53,16 @@ def maps_of(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray]:
         return affine_maps(family)
     cells, k = family.generations[-1].u.shape
     outputs = sum(math.prod(np.shape(o)) for o in family.ledger.net.program.outputs)
-    return np.full((cells, outputs, k), np.nan), np.full((cells, outputs), np.nan)
+    return tuple(
+        np.broadcast_to(np.nan, shape) for shape in ((cells, outputs, k), (cells, outputs))
+    )
+
+
+def maps_or_family(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray] | Family:
+    """``maps_of``; many are made when they are asked for."""
+    if status == Status.COMPLETE and bytes_of_maps(family) > HELD:
+        return family
+    return maps_of(family, status)
 
 
 def labelled(
@@ -84,6 +96,10 @@ def assembled(net: CPAFunction, window: Window, found: Found) -> Partition:
     if found.status != Status.COMPLETE and merging.has_contests(net):
         regions = 1
     one = labels.affine_region
+    if isinstance(found.maps, Family):
+        maps: dict[str, Any] = {"family": found.maps}
+    else:
+        maps = dict(zip(("slope", "intercept"), found.maps, strict=True))
     scale = 1.0
     if window.basis is not None:
         basis = np.asarray(window.basis, np.float64)
@@ -99,8 +115,7 @@ def assembled(net: CPAFunction, window: Window, found: Found) -> Partition:
         witness_inside=cells.inside,
         volume=found.shape.size * scale,
         patterns=tuple(found.signs),
-        slope=found.maps[0],
-        intercept=found.maps[1],
+        **maps,
         region=labels.region,
         affine_region=labels.affine_region,
         left=cells.left,

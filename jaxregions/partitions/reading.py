@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,9 @@ import numpy as np
 from jaxregions.engines.frontier import Status
 from jaxregions.partitions.records import Partition
 
-__all__ = ["level_set", "to_dict", "to_networkx"]
+__all__ = ["level_set", "map_blocks", "to_dict", "to_networkx"]
+
+BLOCK = 1 << 14  # cells whose maps are looked at together
 
 
 def level_set(
@@ -39,15 +43,14 @@ def level_set(
             "part: expected a window of dimension 1 or 2, received "
             f"{part.window.dimension}; take a slice: Window(basis=)"
         )
-    outputs = part.intercept.shape[1]
+    outputs = part.maps(slice(1))[1].shape[1]
     for name, value in (("output", output), ("minus", minus)):
         if value is not None and not 0 <= value < outputs:
             raise ValueError(f"{name}: expected 0 to {outputs - 1}, received {value}")
     if part.status != Status.COMPLETE:
         raise ValueError(f"expected a complete partition, received {Status(part.status).name}")
-    slope, shift = part.slope[:, output], part.intercept[:, output] - level
-    if minus is not None:
-        slope, shift = slope - part.slope[:, minus], shift - part.intercept[:, minus]
+    slope, shift = _difference(part, output, minus)
+    shift = shift - level
     cell = np.repeat(np.arange(len(shift)), np.diff(part.start))
     follow = np.arange(1, len(cell) + 1)
     follow[part.start[1:] - 1] = part.start[:-1]
@@ -63,6 +66,24 @@ def level_set(
     return at.reshape(-1, 2, 2), cell[cross[::2]]
 
 
+def _difference(part: Partition, output: int, minus: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """(F, k), (F,) the map of f_output - f_minus on every cell."""
+    slope, shift = np.empty(part.witness.shape), np.empty(len(part.witness))
+    for here, (slopes, shifts) in map_blocks(part):
+        slope[here], shift[here] = slopes[:, output], shifts[:, output]
+        if minus is not None:
+            slope[here] -= slopes[:, minus]
+            shift[here] -= shifts[:, minus]
+    return slope, shift
+
+
+def map_blocks(part: Partition) -> Iterator[tuple[slice, tuple[np.ndarray, np.ndarray]]]:
+    """The cells block by block, with their maps: not all are in memory at once."""
+    for start in range(0, len(part.witness), BLOCK):
+        here = slice(start, start + BLOCK)
+        yield here, part.maps(here)
+
+
 def to_dict(part: Partition) -> dict[str, np.ndarray]:
     """The partition as plain arrays, ready for ``np.savez(path, **to_dict(part))``.
 
@@ -71,7 +92,8 @@ def to_dict(part: Partition) -> dict[str, np.ndarray]:
     Source: MATHEMATICS.md, exact partitions.
     """
     skip = ("window", "patterns", "tables")
-    out = {n: np.asarray(v) for n, v in vars(part).items() if n not in skip}
+    names = [field.name for field in dataclasses.fields(part) if field.name not in skip]
+    out = {name: np.asarray(getattr(part, name)) for name in names}
     for name in ("center", "radius", "basis", "anchor", "shift"):
         if getattr(part.window, name) is not None:
             out[f"window_{name}"] = np.asarray(getattr(part.window, name))

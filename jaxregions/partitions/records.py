@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from jaxregions._records import record
 from jaxregions.engines.frontier import Status
+from jaxregions.engines.maps import affine_maps, some_maps
 from jaxregions.windows import Window
 
 __all__ = ["Partition", "StageTable"]
@@ -51,7 +53,8 @@ class Partition:
     volume: (F,) lengths, areas, volumes in input space; NaN for k >= 7 and where Qhull gives up.
     patterns: per stage (F, size) int8, the sign of every switching value on the cell: -1, 1, or 0
       where it vanishes on the whole cell.
-    slope, intercept: (F, m, k), (F, m): f = slope u + intercept on the cell, float64.
+    slope, intercept: (F, m, k), (F, m): f = slope u + intercept on the cell, float64. Above 256
+      MiB they are made when first asked for; ``maps`` makes those of some cells.
     region, affine_region: (F,) labels of the activation and the affine region of each cell.
     left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices for k = 1
       and 2, (G, 0) above, where they are those that both cells have in common.
@@ -89,6 +92,47 @@ class Partition:
     status: Status
     decisions: int
     settled_exactly: int
+
+    def maps(self, cells: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """f = A u + a on some of the cells: ``slope[cells], intercept[cells]``, the others unmade.
+
+        Args:
+          cells: (n,) their numbers, or a slice; one that follows the order of cells is faster.
+
+        Returns:
+          A (n, m, k) and a (n, m).
+
+        Raises:
+          ValueError: not integers, or cells that do not exist.
+        """
+        count = len(self.witness)
+        if not isinstance(cells, slice):
+            cells = np.asarray(cells)
+            if cells.ndim != 1 or not np.issubdtype(cells.dtype, np.integer):
+                raise ValueError(
+                    "cells: expected a list of cells' numbers or a slice, "
+                    f"received {cells.dtype} of shape {cells.shape}"
+                )
+            if len(cells) and not (cells.min() >= 0 and cells.max() < count):
+                raise ValueError(
+                    f"cells: expected 0 to {count - 1}, received {cells.min()} to {cells.max()}"
+                )
+        family = vars(self).get("family")
+        if family is None:
+            return self.slope[cells], self.intercept[cells]
+        return some_maps(family, np.arange(count)[cells])
+
+    def __getattr__(self, name: str) -> Any:
+        family = vars(self).get("family")  # of maps that nobody asked for yet
+        if name not in ("slope", "intercept") or family is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        for field, value in zip(("slope", "intercept"), affine_maps(family), strict=True):
+            object.__setattr__(self, field, value)
+        object.__delattr__(self, "family")
+        return vars(self)[name]
+
+    def __getstate__(self) -> dict[str, Any]:  # of copies: networks cannot be pickled
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """``jr.plotting.plot_partition(self, ax, **options)``; needs matplotlib."""

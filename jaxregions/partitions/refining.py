@@ -19,7 +19,7 @@ from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import hits, sign_bits
 from jaxregions.engines.signs import Signs, evaluating, patterns
 from jaxregions.engines.steps import EARLY
-from jaxregions.partitions.assembly import Found, assembled, labelled, maps_of
+from jaxregions.partitions.assembly import Found, assembled, labelled, maps_or_family
 from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -73,7 +73,7 @@ def refined(
     mesh, tables, signs = done
     del family.generations[len(tables) + 1 :]
     with ThreadPoolExecutor(1) as pool:
-        maps = pool.submit(maps_of, family, status)
+        maps = pool.submit(maps_or_family, family, status)
         cells = engine.cells(ledger, mesh, family.generations[-1].u)
         inner = merging.witnesses(ledger, cells)
         signs = _inherited(signs, tables) or patterns(inner, len(tables))
