@@ -12,7 +12,7 @@ from jaxregions._records import build
 from jaxregions.engines import merging
 from jaxregions.engines.frontier import Status
 from jaxregions.engines.maps import Family, affine_maps, bytes_of_maps
-from jaxregions.engines.points import numbered
+from jaxregions.engines.points import Ledger, numbered
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import Cells
 from jaxregions.partitions.records import Partition, StageTable
@@ -61,7 +61,9 @@ def maps_of(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray]:
 def maps_or_family(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray] | Family:
     """``maps_of``; many are made when they are asked for."""
     if status == Status.COMPLETE and bytes_of_maps(family) > HELD:
-        return family
+        ledger = family.ledger  # its vertices are not needed, but for one
+        kept = Ledger(ledger.net, ledger.windows, ledger.vertices.rows(slice(1)))
+        return Family(kept, family.generations)
     return maps_of(family, status)
 
 
