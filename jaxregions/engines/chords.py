@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from jaxregions.engines.edges import Zeros, apart_from, in_order, ragged, starts_of, undecided_runs
-from jaxregions.engines.mesh import Mesh
+from jaxregions.engines.mesh import Edges, Mesh
 from jaxregions.engines.points import Ledger, U, crossing, point, values
 from jaxregions.engines.signs import Signs
 
@@ -35,14 +35,21 @@ PAIRS = 1 << 22  # pairs of chords looked at in one step
 class Boundary(NamedTuple):
     """Corners of all faces and the zeros between them, counter-clockwise, face after face.
 
-    A position is an index into these. corner: (H,) the position where each half-edge begins.
-    face: (B,). node: (B,) the row of the vertex, or V + the node of the zero.
-    tail, head, t, error: (B,) where it lies; a corner is its own tail and head.
+    A position is an index into these; N vertices and P points where switching values vanish
+    inside edges are its nodes, vertices first.
+    corner: (H,) the position where each half-edge begins. half: (B,) the half-edge that each
+    position lies on. node: (B,). twin: (B,) the other side of the piece that begins there, -1 at
+      the window's border.
+    along, against: (P,) the two positions of every point, -1 at the window's border.
+    tail, head, t, error: (N + P,) where a node lies; a vertex is its own tail and head.
     """
 
     corner: np.ndarray
-    face: np.ndarray
+    half: np.ndarray
     node: np.ndarray
+    twin: np.ndarray
+    along: np.ndarray
+    against: np.ndarray
     tail: np.ndarray
     head: np.ndarray
     t: np.ndarray
@@ -80,85 +87,61 @@ class Crossings(NamedTuple):
     error: np.ndarray
 
 
-def boundary(
-    mesh: Mesh,
-    zeros: Zeros,
-    edge_of: np.ndarray,
-    forward: np.ndarray,
-    ends: tuple[np.ndarray, np.ndarray],
-) -> Boundary:
-    """Positions of a mesh whose half-edges lie on edges ``edge_of``, along them or against.
-
-    Args:
-      ends: (tail, head) of the edges.
-    """
-    count = zeros.per_edge.take(edge_of)
-    corner = np.arange(len(edge_of)) + starts_of(count)[:-1]
-    half, place = ragged(count)
-    edge = edge_of.take(half)
-    begin, last = starts_of(zeros.per_edge).take(edge), zeros.per_edge.take(edge) - 1
-    place_on_edge = np.abs(place - last * ~forward.take(half))
-    zero = zeros.first.take(begin + place_on_edge)
-    at = corner.take(half) + 1 + place
-    size = len(edge_of) + len(half)
-    face, node = np.empty(size, np.int64), np.empty(size, np.int64)
-    tail, head = np.empty(size, np.int64), np.empty(size, np.int64)
-    t, error = np.zeros(size), np.zeros(size)
-    face[corner], face[at] = mesh.face, mesh.face.take(half)
-    node[corner], node[at] = mesh.origin, mesh.size + begin + place_on_edge
-    tail[corner] = head[corner] = mesh.origin
-    tail[at], head[at] = (end.take(edge) for end in ends)
-    t[at], error[at] = zeros.t.take(zero), zeros.error.take(zero)
-    return Boundary(corner, face, node, tail, head, t, error)
+def boundary(mesh: Mesh, zeros: Zeros, edges: Edges) -> Boundary:
+    """The positions of a mesh, and what lies there."""
+    count = zeros.per_edge.take(edges.edge)
+    corner = np.arange(len(count)) + starts_of(count)[:-1]
+    edge = zeros.edge.take(zeros.first)
+    rank = np.arange(len(edge)) - starts_of(zeros.per_edge).take(edge)
+    half, other = edges.half.take(edge), edges.twin.take(edge)
+    along = corner.take(half) + 1 + rank
+    inner = np.flatnonzero(other >= 0)
+    back = other.take(inner)
+    against = np.full(len(edge), -1)
+    against[inner] = behind = corner.take(back) + (count.take(half) - rank).take(inner)
+    at = np.concatenate([corner, along, behind])
+    own, node, twin = np.empty((3, len(at)), np.int64)
+    own[at] = np.concatenate([np.arange(len(count)), half, back])
+    node[at] = np.concatenate([mesh.origin, mesh.size + np.arange(len(edge)), mesh.size + inner])
+    # Behind a point on one side comes the point before it on the other.
+    first = np.where(mesh.twin < 0, -1, corner.take(mesh.twin) + count)
+    twin[at] = np.concatenate([first, np.maximum(against, 0) - 1, along.take(inner) - 1])
+    vertex, none = np.arange(mesh.size), np.zeros(mesh.size)
+    tail, head = (np.concatenate([vertex, end.take(edge)]) for end in (edges.tail, edges.head))
+    t, error = (np.concatenate([none, c.take(zeros.first)]) for c in (zeros.t, zeros.error))
+    return Boundary(corner, own, node, twin, along, against, tail, head, t, error)
 
 
-def find_chords(
-    mesh: Mesh,
-    signs: Signs,
-    zeros: Zeros,
-    rim: Boundary,
-    halves: tuple[np.ndarray, np.ndarray],
-) -> Chords:
-    """Every switching value that takes both signs inside a face, as a chord of it.
-
-    Args:
-      halves: per edge its half-edge and the twin of that, -1 at the window's border.
-    """
-    half, twin = halves
-    rank = zeros.node - starts_of(zeros.per_edge)[zeros.edge]
-    along = half[zeros.edge]
-    against = twin[zeros.edge]
-    inner = np.flatnonzero(against >= 0)
-    last_rank = zeros.per_edge[zeros.edge[inner]] - 1
-    position = np.concatenate(
-        [rim.corner[along] + 1 + rank, rim.corner[against[inner]] + 1 + last_rank - rank[inner]]
-    )
-    entry = np.concatenate([zeros.entry, zeros.entry[inner]])
+def find_chords(mesh: Mesh, signs: Signs, zeros: Zeros, rim: Boundary) -> Chords:
+    """Every switching value that takes both signs inside a face, as a chord of it."""
+    behind = rim.against.take(zeros.node)
+    inner = np.flatnonzero(behind >= 0)
+    position = np.concatenate([rim.along.take(zeros.node), behind.take(inner)])
+    entry = np.concatenate([zeros.entry, zeros.entry.take(inner)])
     at_corner = np.zeros(len(position), bool)
     if len(signs.zero_row):
         corner, corner_entry = corner_zeros(mesh, signs)
         position = np.concatenate([position, rim.corner[corner]])
         entry = np.concatenate([entry, corner_entry])
         at_corner = np.concatenate([at_corner, np.ones(len(corner), bool)])
-    key = rim.face[position] * signs.values.shape[1] + entry
+    key = mesh.face.take(rim.half.take(position)) * signs.values.shape[1] + entry
     order = np.argsort(key)
-    key, position, entry, at_corner = (v[order] for v in (key, position, entry, at_corner))
+    key, position, entry, at_corner = (v.take(order) for v in (key, position, entry, at_corner))
     begin = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else key
     count = np.diff(np.append(begin, len(key)))
     pair = begin[count == 2]
-    lone = np.repeat(count != 2, count)
-    if (lone & ~at_corner).any():
+    if 2 * len(pair) < len(key) and (np.repeat(count != 2, count) & ~at_corner).any():
         raise RuntimeError("signs at the vertices contradict each other: a line ends in a face")
     one, two = position[pair], position[pair + 1]
     first, last = np.minimum(one, two), np.maximum(one, two)
     if len(signs.zero_row):
         keep = ~(at_corner[pair] & at_corner[pair + 1] & _neighbours(mesh, rim, first, last))
         pair, first, last = pair[keep], first[keep], last[keep]
-    order = np.argsort(first * len(rim.face) + last, kind="stable")
+    order = np.argsort(first * len(rim.half) + last, kind="stable")
     pair, first, last = pair[order], first[order], last[order]
     new = np.ones(len(first), bool)
     new[1:] = (first[1:] != first[:-1]) | (last[1:] != last[:-1])
-    face, entry = rim.face[first], entry[pair]
+    face, entry = mesh.face[rim.half[first]], entry[pair]
     named = entry[new]
     line = named[np.cumsum(new) - 1]
     return Chords(face[new], named, first[new], last[new], face, entry, line)
@@ -175,10 +158,8 @@ def corner_zeros(mesh: Mesh, signs: Signs) -> tuple[np.ndarray, np.ndarray]:
 
 def _neighbours(mesh: Mesh, rim: Boundary, first: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Whether two corners of one face follow each other around it."""
-    half = np.full(len(rim.face), -1)
-    half[rim.corner] = np.arange(len(rim.corner))
-    a, b = half[first], half[last]
-    return (a >= 0) & (b >= 0) & ((mesh.following[a] == b) | (mesh.following[b] == a))
+    a, b = rim.half[first], rim.half[last]
+    return (mesh.following[a] == b) | (mesh.following[b] == a)
 
 
 def _crossing_pairs(chords: Chords) -> tuple[np.ndarray, np.ndarray]:
@@ -206,15 +187,14 @@ def _crossing_pairs(chords: Chords) -> tuple[np.ndarray, np.ndarray]:
 
 def _value_at(signs: Signs, rim: Boundary, position, entry) -> tuple[np.ndarray, np.ndarray]:
     """A switching value at boundary positions, interpolated, and the bound on its error."""
-    a, b = rim.tail[position], rim.head[position]
+    node = rim.node.take(position)
+    a, b = rim.tail.take(node), rim.head.take(node)
     za, zb = signs.at(a, entry), signs.at(b, entry)
-    t = rim.t[position]
+    t, of_t = rim.t.take(node), rim.error.take(node)
     value = za + t * (zb - za)
-    error = np.maximum(signs.error[a], signs.error[b])
+    error = np.maximum(signs.error.take(a), signs.error.take(b))
     scale = np.abs(za) + np.abs(zb)
-    return value, (error * (1 + 2 * rim.error[position]) + rim.error[position] * scale) * (
-        1 + 8 * U
-    ) + 8 * U * scale
+    return value, (error * (1 + 2 * of_t) + of_t * scale) * (1 + 8 * U) + 8 * U * scale
 
 
 def _places(signs: Signs, rim: Boundary, chords: Chords, on, other):
@@ -286,7 +266,8 @@ def _two_by_two(at: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 def _key(signs: Signs, stage: int, rim: Boundary, position: int, entry: int):
     """The recipe of a boundary position of the chord of ``entry``."""
-    tail, head = int(signs.ids[rim.tail[position]]), int(signs.ids[rim.head[position]])
+    node = rim.node[position]
+    tail, head = int(signs.ids[rim.tail[node]]), int(signs.ids[rim.head[node]])
     return tail if tail == head else (stage, entry, tail, head)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxregions.engines.edges import starts_of
 from jaxregions.engines.points import CORNER
 
-__all__ = ["Mesh", "boxes", "edges_of", "from_cycles", "restricted"]
+__all__ = ["Edges", "Mesh", "boxes", "edges_of", "from_cycles", "restricted"]
 
 
 class Mesh(NamedTuple):
@@ -61,8 +61,20 @@ def boxes(windows: int) -> Mesh:
     return Mesh(half, start, each, each, half, border, face, following, border, border)
 
 
-def edges_of(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(half, twin) per edge, and (edge, whether along it) per half-edge."""
+class Edges(NamedTuple):
+    """half, twin: (E,) the half-edge that an edge is seen from, and its twin (-1: none).
+
+    edge: (H,) that of every half-edge. tail, head: (E,) its ends, rows of the mesh's vertices.
+    """
+
+    half: np.ndarray
+    twin: np.ndarray
+    edge: np.ndarray
+    tail: np.ndarray
+    head: np.ndarray
+
+
+def edges_of(mesh: Mesh) -> Edges:
     index = np.arange(len(mesh.origin))
     forward = (mesh.twin < 0) | (index < mesh.twin)
     half = np.flatnonzero(forward)
@@ -70,7 +82,8 @@ def edges_of(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     edge[half] = np.arange(len(half))
     back = np.flatnonzero(~forward)
     edge[back] = edge.take(mesh.twin.take(back))
-    return half, mesh.twin[half], edge, forward
+    tail, head = mesh.origin.take(half), mesh.origin.take(mesh.following.take(half))
+    return Edges(half, mesh.twin.take(half), edge, tail, head)
 
 
 def restricted(mesh: Mesh, low: int, high: int) -> Mesh:

@@ -13,7 +13,7 @@ from jaxregions.engines.mesh import Mesh, boxes, edges_of, restricted
 from jaxregions.engines.points import Ledger, U
 from jaxregions.engines.records import Cells, Cuts
 from jaxregions.engines.signs import Signs
-from jaxregions.engines.split import new_vertices, split
+from jaxregions.engines.split import split, with_new_vertices
 
 __all__ = ["begin", "cells", "counted", "middles", "refined", "restricted"]
 
@@ -37,14 +37,12 @@ def refined(
       meet: receives the vertices of the new mesh, before its faces are made.
     """
     edges, zeros, rim, found, cross = _arrangement(ledger, mesh, signs, stage, geometry=True)
-    half, edge_of = edges
-    fresh = new_vertices(ledger, mesh, signs, stage, half, zeros, rim, found, cross)
-    numbers = ledger.vertices.size + np.arange(fresh.size)
-    ledger.vertices = ledger.vertices.extended(fresh)
-    vertices = np.concatenate([mesh.vertices, numbers])
+    known = ledger.vertices.size
+    ledger.vertices = with_new_vertices(ledger, mesh, stage, edges, zeros, rim, found, cross)
+    vertices = np.concatenate([mesh.vertices, np.arange(known, ledger.vertices.size)])
     if meet is not None:
         meet(vertices)
-    new, pieces = split(mesh, edge_of, zeros, rim, found, cross, stage, vertices)
+    new, pieces = split(mesh, rim, found, cross, stage, vertices)
     children = np.bincount(new.parent, minlength=mesh.faces)
     if (children != _children(mesh, found, cross)).any():
         raise RuntimeError("the subdivision contradicts Euler's formula")
@@ -58,13 +56,12 @@ def counted(ledger: Ledger, mesh: Mesh, stage: int, signs: Signs) -> Cuts:
 
 
 def _arrangement(ledger: Ledger, mesh: Mesh, signs: Signs, stage: int, *, geometry: bool):
-    half, twin, edge_of, forward = edges_of(mesh)
-    tail, head = mesh.origin[half], mesh.origin[mesh.following[half]]
-    zeros = zeros_on(ledger, signs, stage, tail, head)
-    rim = chord.boundary(mesh, zeros, edge_of, forward, (tail, head))
-    found = chord.find_chords(mesh, signs, zeros, rim, (half, twin))
+    edges = edges_of(mesh)
+    zeros = zeros_on(ledger, signs, stage, edges.tail, edges.head)
+    rim = chord.boundary(mesh, zeros, edges)
+    found = chord.find_chords(mesh, signs, zeros, rim)
     cross = chord.crossings(ledger, signs, stage, rim, found, geometry=geometry)
-    return (half, edge_of), zeros, rim, found, cross
+    return edges, zeros, rim, found, cross
 
 
 def _children(mesh: Mesh, found: chord.Chords, cross: chord.Crossings) -> np.ndarray:
@@ -90,7 +87,7 @@ def _cuts(
         mesh.window,
         children,
         signs,
-        np.repeat(mesh.window, np.diff(mesh.start)),
+        mesh.window.take(mesh.face),
         mesh.origin,
         corner_face,
         corner_entry,

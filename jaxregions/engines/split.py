@@ -12,11 +12,10 @@ import numpy as np
 
 from jaxregions.engines.chords import Boundary, Chords, Crossings
 from jaxregions.engines.edges import Zeros, starts_of
-from jaxregions.engines.mesh import Mesh, from_cycles
+from jaxregions.engines.mesh import Edges, Mesh, from_cycles
 from jaxregions.engines.points import Ledger, Vertices, between, numbered
-from jaxregions.engines.signs import Signs
 
-__all__ = ["Pieces", "new_vertices", "split"]
+__all__ = ["Pieces", "split", "with_new_vertices"]
 
 
 class Pieces(NamedTuple):
@@ -30,50 +29,46 @@ class Pieces(NamedTuple):
     entry: np.ndarray
 
 
-def new_vertices(
+def with_new_vertices(
     ledger: Ledger,
     mesh: Mesh,
-    signs: Signs,
     stage: int,
-    half: np.ndarray,
+    edges: Edges,
     zeros: Zeros,
     rim: Boundary,
     chords: Chords,
     cross: Crossings,
 ) -> Vertices:
-    """New vertices for the ledger: the zeros on edges (one half-edge each), then the crossings."""
-    tail = mesh.vertices[mesh.origin[half]]
-    head = mesh.vertices[mesh.origin[mesh.following[half]]]
-    at = zeros.edge[zeros.first]
+    """The ledger's vertices and the new ones: points on edges, then crossings."""
+    ids, old = mesh.vertices, ledger.vertices
+    edge, half = zeros.edge.take(zeros.first), rim.half.take(rim.along)
     on_edges = between(
-        ledger.vertices,
-        tail[at],
-        head[at],
-        zeros.t[zeros.first],
-        zeros.error[zeros.first],
+        old,
+        ids.take(edges.tail.take(edge)),
+        ids.take(edges.head.take(edge)),
+        zeros.t.take(zeros.first),
+        zeros.error.take(zeros.first),
         stage,
-        zeros.entry[zeros.first],
-        numbered(ledger.net, mesh.stage[half[at]], mesh.entry[half[at]]),
+        zeros.entry.take(zeros.first),
+        numbered(ledger.net, mesh.stage.take(half), mesh.entry.take(half)),
     )
-    grown = ledger.vertices.extended(on_edges)
-    node = np.concatenate([signs.ids, ledger.vertices.size + np.arange(on_edges.size)])[rim.node]
+    grown = old.extended(on_edges)
+    nodes = np.concatenate([ids, np.arange(old.size, grown.size)])
+    ends = (rim.node.take(c.take(cross.on)) for c in (chords.first, chords.last))
     inside = between(
         grown,
-        node[chords.first[cross.on]],
-        node[chords.last[cross.on]],
+        *(nodes.take(end) for end in ends),
         cross.t,
         cross.error,
         stage,
-        chords.entry[cross.other],
-        numbered(ledger.net, np.full(len(cross.on), stage), chords.entry[cross.on]),
+        chords.entry.take(cross.other),
+        numbered(ledger.net, np.full(len(cross.on), stage), chords.entry.take(cross.on)),
     )
-    return on_edges.extended(inside)
+    return grown.extended(inside)
 
 
 def split(
     mesh: Mesh,
-    edge_of: np.ndarray,
-    zeros: Zeros,
     rim: Boundary,
     chords: Chords,
     cross: Crossings,
@@ -81,7 +76,7 @@ def split(
     vertices: np.ndarray,
 ) -> tuple[Mesh, Pieces]:
     """The faces of ``mesh`` cut by all chords; ``vertices`` are the old and the new ones."""
-    rims, nodes = len(rim.face), mesh.size + len(zeros.first)
+    rims, nodes = len(rim.node), len(rim.tail)
     # Half-edges: one per boundary position, then two (forward, backward) per piece of a chord.
     inner = np.bincount(cross.chord, minlength=len(chords.first))
     pieces = inner + 1
@@ -90,20 +85,24 @@ def split(
     # Nodes along every chord: first end, crossings in order, last end.
     along = starts_of(pieces + 1)
     walk = np.empty(along[-1], np.int64)
-    walk[along[:-1]], walk[along[1:] - 1] = rim.node[chords.first], rim.node[chords.last]
+    ends = rim.node.take(chords.first), rim.node.take(chords.last)
+    walk[along[:-1]], walk[along[1:] - 1] = ends
     rank = np.arange(len(cross.chord)) - starts_of(inner)[cross.chord]
     walk[along[cross.chord] + 1 + rank] = nodes + cross.point
     piece = np.arange(len(chord))
     low = piece + chord  # position of the piece's first node in ``walk``
     ahead, back = rims + 2 * piece, rims + 2 * piece + 1
 
-    origin = np.concatenate([rim.node, np.empty(2 * len(piece), np.int64)])
-    origin[ahead], origin[back] = walk[low], walk[low + 1]
-    twin = np.concatenate([_boundary_twins(mesh, rim), np.empty(2 * len(piece), np.int64)])
-    twin[ahead], twin[back] = back, ahead
-    inherits = np.repeat(np.arange(len(rim.corner)), zeros.per_edge[edge_of] + 1)
-    own_stage = np.concatenate([mesh.stage[inherits], np.full(2 * len(piece), stage)])
-    own_entry = np.concatenate([mesh.entry[inherits], np.repeat(chords.entry[chord], 2)])
+    def columns(of_rim, of_ahead, of_back):
+        both = np.empty((len(piece), 2), np.int64)
+        both[:, 0], both[:, 1] = of_ahead, of_back
+        return np.concatenate([of_rim, both.ravel()])
+
+    entry = chords.entry.take(chord)
+    origin = columns(rim.node, walk.take(low), walk.take(low + 1))
+    twin = columns(rim.twin, back, ahead)
+    own_stage = columns(mesh.stage.take(rim.half), stage, stage)
+    own_entry = columns(mesh.entry.take(rim.half), entry, entry)
 
     following = np.empty(len(origin), np.int64)
     _turn_at_boundary(following, mesh, rim, chords, rims, begin)
@@ -112,7 +111,7 @@ def split(
     new, face = from_cycles(
         vertices, following, heads, parent, mesh.window, (origin, twin, own_stage, own_entry)
     )
-    return new, Pieces(face.take(back), face.take(ahead), chords.entry.take(chord))
+    return new, Pieces(face.take(back), face.take(ahead), entry)
 
 
 def _heads(following, mesh, rim, face) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +124,7 @@ def _heads(following, mesh, rim, face) -> tuple[np.ndarray, np.ndarray]:
     Args:
       face: (P,) the parent of every piece of a chord.
     """
-    rims, parents = len(rim.face), mesh.faces
+    rims, parents = len(rim.node), mesh.faces
     before = np.concatenate([np.arange(rims), rims + 2 * np.arange(len(face))])  # not inner sides
     after = following.take(before) - rims
     first = np.zeros(len(face), bool)
@@ -141,25 +140,13 @@ def _heads(following, mesh, rim, face) -> tuple[np.ndarray, np.ndarray]:
     return heads, parent
 
 
-def _boundary_twins(mesh: Mesh, rim: Boundary) -> np.ndarray:
-    """Of the boundary piece that begins at each position: the j-th from the other end."""
-    size = len(rim.face)
-    stop = np.append(rim.corner[1:], size)
-    half = np.repeat(np.arange(len(rim.corner)), stop - rim.corner)
-    place = np.arange(size) - rim.corner[half]
-    other = mesh.twin[half]
-    twins = stop.take(other) - 1 - place
-    twins[other < 0] = -1
-    return twins
-
-
 def _turn_at_boundary(following, mesh, rim, chords, rims, begin) -> None:
     """After arriving at a position, leave by the ray next to the right of the way back."""
     start = rim.corner[mesh.start[:-1]]
-    stop = np.append(start[1:], len(rim.face))
-    before = np.arange(len(rim.face)) - 1
+    stop = np.append(start[1:], len(rim.node))
+    before = np.arange(len(rim.node)) - 1
     before[start] = stop - 1
-    following[before] = np.arange(len(rim.face))  # where no chord ends
+    following[before] = np.arange(len(rim.node))  # where no chord ends
     if not len(chords.first):
         return
     length = (stop - start)[chords.face]
@@ -167,7 +154,7 @@ def _turn_at_boundary(following, mesh, rim, chords, rims, begin) -> None:
     span = chords.last - chords.first
     reach = np.concatenate([span, length - span])
     out = np.concatenate([rims + 2 * begin[:-1], rims + 2 * (begin[1:] - 1) + 1])
-    order = np.argsort(position * len(rim.face) + reach)
+    order = np.argsort(position * len(rim.node) + reach)
     position, out = position[order], out[order]
     begins = np.ones(len(out), bool)
     begins[1:] = position[1:] != position[:-1]
