@@ -55,6 +55,7 @@ class Facets(NamedTuple):
             parent,
             np.array([c.u for c in cells]).reshape(-1, k),
             np.array([c.spans is None for c in cells], bool),
+            np.full(len(cells), np.nan),
             np.zeros(len(cells) + 1, np.int64),
             none,
             self.left,

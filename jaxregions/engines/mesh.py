@@ -116,7 +116,7 @@ def from_cycles(
     window: np.ndarray,
     columns: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
 ) -> tuple[Mesh, np.ndarray]:
-    """The mesh whose faces are the cycles of ``following``, and (H,) the face of every half-edge.
+    """The mesh whose faces are the cycles of ``following``, and (H,) where its half-edges are now.
 
     Args:
       following: (H,) a permutation. heads: (F,) one half-edge of each cycle, parent after parent.
@@ -126,14 +126,15 @@ def from_cycles(
     Raises:
       RuntimeError: heads that are not one of each cycle.
     """
-    here, face = heads, np.arange(len(heads))
+    here, face, head = heads, np.arange(len(heads)), np.zeros(len(following), bool)
+    head[heads] = True
     walked, owners, size = [], [], 0
     while len(here) and size <= len(following):
         walked.append(here)
         owners.append(face)
         size += len(here)
         here = following.take(here)
-        more = np.flatnonzero(here != heads.take(face))
+        more = np.flatnonzero(~head.take(here))
         here, face = here.take(more), face.take(more)
     if size != len(following):
         raise RuntimeError("the turns at the vertices contradict each other")
@@ -141,15 +142,15 @@ def from_cycles(
     rank = np.repeat(np.arange(len(walked)), list(map(len, walked)))
     start = starts_of(np.bincount(owner, minlength=len(heads)))
     at = start.take(owner) + rank
-    old, place, face_of = (np.empty(size, np.int64) for _ in range(3))
-    old[at], place[half], face_of[half] = half, at, owner
+    old, place = np.empty((2, size), np.int64)
+    old[at], place[half] = half, at
+    if (following.take(old.take(start[1:] - 1)) != heads).any():
+        raise RuntimeError("two heads of one cycle")
     origin, twin, stage, entry = (c.take(old) for c in columns)
     border = twin < 0
     twin = place.take(twin)
     twin[border] = -1
     face, around = _around(start)
     window = window.take(parent)
-    return (
-        Mesh(vertices, start, window, parent, origin, twin, face, around, stage, entry),
-        face_of,
-    )
+    mesh = Mesh(vertices, start, window, parent, origin, twin, face, around, stage, entry)
+    return mesh, place

@@ -107,11 +107,13 @@ def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
     """Faces with witness points, their ``middles``, and the facets between them."""
     half = np.flatnonzero(np.arange(len(mesh.twin)) < mesh.twin)
     corner = mesh.vertices.take(mesh.origin)
+    inside, area = _seen_from(witness, ledger, mesh)
     return Cells(
         mesh.window,
         mesh.parent,
         witness,
-        _left_of_all(ledger, mesh, witness),
+        inside,
+        area,
         mesh.start,
         corner,
         mesh.face.take(half),
@@ -122,8 +124,9 @@ def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
     )
 
 
-def _left_of_all(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> np.ndarray:
-    """Whether each witness w is proven to lie strictly left of all half-edges (a, b) of its face.
+def _seen_from(witness: np.ndarray, ledger: Ledger, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """Whether each witness w is proven to lie strictly left of all half-edges (a, b) of its face,
+    and the face's area, that of the triangles a b w.
 
     The cross product of s = b - a and r = w - a, a and b known to within their errors: with e the
     sum of these errors it is off by no more than 2 e (|s| + |r| + e) + 16 U |s| |r|, largest
@@ -142,4 +145,4 @@ def _left_of_all(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> np.ndarray:
         doubtful = np.flatnonzero(~(turn > bound + np.finfo(np.float64).tiny))
     inside = np.ones(mesh.faces, bool)
     inside[mesh.face.take(doubtful)] = False
-    return inside
+    return inside, np.bincount(mesh.face, turn) / 2

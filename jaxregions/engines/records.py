@@ -42,7 +42,7 @@ class Cells(NamedTuple):
     """A finished partition: convex cells and the facets between them.
 
     window, parent: (F,). witness: (F, k) slice coordinates of a point of each cell; ``inside`` (F,)
-    says whether that is proven for the float64 point.
+    says whether that is proven for the float64 point. size: (F,) length or area, else NaN.
     start, corner: (F + 1,), (H,) the vertices of each cell (ledger numbers), counter-clockwise.
     left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices.
     stage, entry: (G,) a switching value that vanishes on it.
@@ -52,6 +52,7 @@ class Cells(NamedTuple):
     parent: np.ndarray
     witness: np.ndarray
     inside: np.ndarray
+    size: np.ndarray
     start: np.ndarray
     corner: np.ndarray
     left: np.ndarray

@@ -151,6 +151,7 @@ def cells(ledger: Ledger, line: Line, witness: np.ndarray) -> Cells:
         line.parent,
         witness,
         inside,
+        (u[high] - u[low])[:, 0],
         2 * np.arange(line.faces + 1),
         line.vertices[np.stack([low, high], axis=1).ravel()],
         left,

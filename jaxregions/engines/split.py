@@ -108,10 +108,11 @@ def split(
     _turn_at_boundary(following, mesh, rim, chords, rims, begin)
     _turn_inside(following, rims, chords, cross, begin, rank)
     heads, parent = _heads(following, mesh, rim, chords.face.take(chord))
-    new, face = from_cycles(
+    new, place = from_cycles(
         vertices, following, heads, parent, mesh.window, (origin, twin, own_stage, own_entry)
     )
-    return new, Pieces(face.take(back), face.take(ahead), entry)
+    outer, inner = new.face.take(place[rims:]).reshape(-1, 2).T
+    return new, Pieces(inner, outer, entry)
 
 
 def _heads(following, mesh, rim, face) -> tuple[np.ndarray, np.ndarray]:
@@ -125,11 +126,9 @@ def _heads(following, mesh, rim, face) -> tuple[np.ndarray, np.ndarray]:
       face: (P,) the parent of every piece of a chord.
     """
     rims, parents = len(rim.node), mesh.faces
-    before = np.concatenate([np.arange(rims), rims + 2 * np.arange(len(face))])  # not inner sides
-    after = following.take(before) - rims
-    first = np.zeros(len(face), bool)
-    first[after[(after >= 0) & (after & 1 == 1)] >> 1] = True
-    piece = np.flatnonzero(first)
+    first = np.zeros(len(following), bool)  # behind no inner side of a chord
+    first[following[:rims]] = first[following[rims::2]] = True
+    piece = np.flatnonzero(first[rims + 1 :: 2])
     inner = face.take(piece)
     at = inner + np.arange(1, len(piece) + 1)
     outermost = starts_of(1 + np.bincount(inner, minlength=parents))[:-1]

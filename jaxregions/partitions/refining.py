@@ -83,8 +83,7 @@ def refined(
         used[cells.corner] = True
         number, used = np.cumsum(used) - 1, np.flatnonzero(used)
         corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
-        size = _sizes(u, cells.start, corner)
-    shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, size)
+    shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, cells.size)
     counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
     cells = cells._replace(facet=number[cells.facet])
     found = Found(cells, shape, signs, maps.result(), labels, status, counted)
@@ -101,20 +100,8 @@ def _stop(limits: Limits, faces: int) -> Status:
 
 def _inherited(signs: list[np.ndarray], tables: list[StageTable]) -> list[np.ndarray]:
     """Per stage the signs on its cells, handed down to the last ones."""
-    found, cell = [], slice(None)
+    found, cell = [], None  # all
     for sign, table in zip(signs[::-1], tables[::-1], strict=False):
-        found.append(sign[cell])
-        cell = table.parent[cell]
+        found.append(sign if cell is None else sign.take(cell, axis=0))
+        cell = table.parent if cell is None else table.parent.take(cell)
     return found[::-1]
-
-
-def _sizes(u: np.ndarray, start: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Length or area (shoelace) of every cell in slice coordinates."""
-    if u.shape[1] == 1:
-        return u[corner[1::2], 0] - u[corner[::2], 0]
-    cell = np.repeat(np.arange(len(start) - 1), np.diff(start))
-    follow = np.arange(1, len(corner) + 1)
-    follow[start[1:] - 1] = start[:-1]
-    x, y = (column.take(corner) for column in np.ascontiguousarray(u.T))
-    x, y = (c - c.take(start[:-1]).take(cell) for c in (x, y))
-    return np.bincount(cell, x * y.take(follow) - y * x.take(follow)) / 2
