@@ -27,6 +27,7 @@ __all__ = [
     "corner_zeros",
     "crossings",
     "find_chords",
+    "two_by_two",
 ]
 
 PAIRS = 1 << 22  # pairs of chords looked at in one step
@@ -245,20 +246,22 @@ def crossings(
     if not geometry:
         none = np.zeros(0)
         return Crossings(on[new], at[new], i[first], j[first], none, none)
-    best = np.lexsort((error, at)) if merged else _two_by_two(at, error)
-    best = best[np.flatnonzero(np.diff(at[best], prepend=-1))]
+    if merged:
+        best = np.lexsort((error, at))
+        best = best[np.flatnonzero(np.diff(at[best], prepend=-1))]
+    else:
+        one, two = two_by_two(at).T
+        best = np.where(error.take(one) <= error.take(two), one, two)
     partner = np.where(i[pair[best]] == on[best], j[pair[best]], i[pair[best]])
     return Crossings(on[new], at[new], on[best], partner, t[best], error[best])
 
 
-def _two_by_two(at: np.ndarray, error: np.ndarray) -> np.ndarray:
-    """What sorts by ``at``, in which 0, 1, ... come twice each, and then by error."""
-    order = np.empty((len(at) // 2, 2), np.int64)
-    order[at[::-1], 0] = np.arange(len(at))[::-1]
-    order[at, 1] = np.arange(len(at))
-    swap = np.flatnonzero(error[order[:, 0]] > error[order[:, 1]])
-    order[swap] = order[swap, ::-1]
-    return order.ravel()
+def two_by_two(at: np.ndarray) -> np.ndarray:
+    """(P, 2) where 0, 1, ..., P - 1 come, twice each."""
+    where = np.empty((len(at) // 2, 2), np.int64)
+    where[at[::-1], 0] = np.arange(len(at))[::-1]
+    where[at, 1] = np.arange(len(at))
+    return where
 
 
 # Exactly -----------------------------------------------------------------------------------------

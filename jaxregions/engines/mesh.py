@@ -20,7 +20,8 @@ class Mesh(NamedTuple):
     window, parent: (F,) the face of the stage before that it lies in.
     origin, twin, face, following: (H,) per half-edge the vertex it leaves, the half-edge of the
       face on the other side (-1 at the window's border), its own face, the next one around it.
-    stage, entry: (H,) a switching value that vanishes on it; CORNER at the window's border.
+    line: (H,) a switching value that vanishes on it, numbered through all stages; CORNER at the
+      window's border.
     """
 
     vertices: np.ndarray
@@ -31,8 +32,7 @@ class Mesh(NamedTuple):
     twin: np.ndarray
     face: np.ndarray
     following: np.ndarray
-    stage: np.ndarray
-    entry: np.ndarray
+    line: np.ndarray
 
     @property
     def faces(self) -> int:
@@ -58,7 +58,7 @@ def boxes(windows: int) -> Mesh:
     border = np.full(len(half), CORNER)
     each = np.arange(windows)
     face, following = _around(start)
-    return Mesh(half, start, each, each, half, border, face, following, border, border)
+    return Mesh(half, start, each, each, half, border, face, following, border)
 
 
 class Edges(NamedTuple):
@@ -103,8 +103,7 @@ def restricted(mesh: Mesh, low: int, high: int) -> Mesh:
         twin,
         face,
         following,
-        mesh.stage[a:b],
-        mesh.entry[a:b],
+        mesh.line[a:b],
     )
 
 
@@ -114,14 +113,14 @@ def from_cycles(
     heads: np.ndarray,
     parent: np.ndarray,
     window: np.ndarray,
-    columns: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    columns: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> tuple[Mesh, np.ndarray]:
     """The mesh whose faces are the cycles of ``following``, and (H,) where its half-edges are now.
 
     Args:
       following: (H,) a permutation. heads: (F,) one half-edge of each cycle, parent after parent.
       parent: (F,) the faces that they lie in. window: of the parents.
-      columns: origin, twin, stage, entry of every half-edge.
+      columns: origin, twin, line of every half-edge.
 
     Raises:
       RuntimeError: heads that are not one of each cycle.
@@ -146,11 +145,10 @@ def from_cycles(
     old[at], place[half] = half, at
     if (following.take(old.take(start[1:] - 1)) != heads).any():
         raise RuntimeError("two heads of one cycle")
-    origin, twin, stage, entry = (c.take(old) for c in columns)
+    origin, twin, line = (c.take(old) for c in columns)
     border = twin < 0
     twin = place.take(twin)
     twin[border] = -1
     face, around = _around(start)
     window = window.take(parent)
-    mesh = Mesh(vertices, start, window, parent, origin, twin, face, around, stage, entry)
-    return mesh, place
+    return Mesh(vertices, start, window, parent, origin, twin, face, around, line), place

@@ -10,7 +10,7 @@ import numpy as np
 from jaxregions.engines import chords as chord
 from jaxregions.engines.edges import zeros_on
 from jaxregions.engines.mesh import Mesh, boxes, edges_of, restricted
-from jaxregions.engines.points import Ledger, U
+from jaxregions.engines.points import Ledger, U, numbered, unnumbered
 from jaxregions.engines.records import Cells, Cuts
 from jaxregions.engines.signs import Signs
 from jaxregions.engines.split import split, with_new_vertices
@@ -42,7 +42,7 @@ def refined(
     vertices = np.concatenate([mesh.vertices, np.arange(known, ledger.vertices.size)])
     if meet is not None:
         meet(vertices)
-    new, pieces = split(mesh, rim, found, cross, stage, vertices)
+    new, pieces = split(mesh, rim, found, cross, int(numbered(ledger.net, stage, 0)), vertices)
     children = np.bincount(new.parent, minlength=mesh.faces)
     if (children != _children(mesh, found, cross)).any():
         raise RuntimeError("the subdivision contradicts Euler's formula")
@@ -107,6 +107,7 @@ def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
     """Faces with witness points, their ``middles``, and the facets between them."""
     half = np.flatnonzero(np.arange(len(mesh.twin)) < mesh.twin)
     corner = mesh.vertices.take(mesh.origin)
+    stage, entry = unnumbered(ledger.net, mesh.line.take(half))
     inside, area = _seen_from(witness, ledger, mesh)
     return Cells(
         mesh.window,
@@ -119,8 +120,8 @@ def cells(ledger: Ledger, mesh: Mesh, witness: np.ndarray) -> Cells:
         mesh.face.take(half),
         mesh.face.take(mesh.twin.take(half)),
         corner.take(np.stack([half, mesh.following.take(half)], axis=1)),
-        mesh.stage.take(half),
-        mesh.entry.take(half),
+        stage,
+        entry,
     )
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "lift",
     "numbered",
     "point",
+    "unnumbered",
     "values",
     "widest",
 ]
@@ -189,10 +190,17 @@ def between(vertices: Vertices, tail, head, t, error, stage: int, entry, line) -
     )
 
 
-def numbered(net: CPAFunction, stage: np.ndarray, entry: np.ndarray) -> np.ndarray:
+def numbered(net: CPAFunction, stage: Any, entry: Any) -> np.ndarray:
     """Switching values numbered through all stages; -1 where there is none."""
     first = np.cumsum([0, *(s.size for s in net.stages)])
-    return np.where(stage >= 0, first[stage] + entry, CORNER)
+    return np.where(np.greater_equal(stage, 0), first[stage] + entry, CORNER)
+
+
+def unnumbered(net: CPAFunction, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(stage, entry) of switching values numbered through all stages."""
+    first = np.cumsum([0, *(s.size for s in net.stages)])
+    stage = np.searchsorted(first, number, side="right") - 1
+    return stage, number - first[stage]
 
 
 def frame_of(windows: Window) -> Frame:

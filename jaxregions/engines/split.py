@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxregions.engines.chords import Boundary, Chords, Crossings
+from jaxregions.engines.chords import Boundary, Chords, Crossings, two_by_two
 from jaxregions.engines.edges import Zeros, starts_of
 from jaxregions.engines.mesh import Edges, Mesh, from_cycles
 from jaxregions.engines.points import Ledger, Vertices, between, numbered
@@ -50,7 +50,7 @@ def with_new_vertices(
         zeros.error.take(zeros.first),
         stage,
         zeros.entry.take(zeros.first),
-        numbered(ledger.net, mesh.stage.take(half), mesh.entry.take(half)),
+        mesh.line.take(half),
     )
     grown = old.extended(on_edges)
     nodes = np.concatenate([ids, np.arange(old.size, grown.size)])
@@ -62,7 +62,7 @@ def with_new_vertices(
         cross.error,
         stage,
         chords.entry.take(cross.other),
-        numbered(ledger.net, np.full(len(cross.on), stage), chords.entry.take(cross.on)),
+        numbered(ledger.net, stage, chords.entry.take(cross.on)),
     )
     return grown.extended(inside)
 
@@ -72,10 +72,14 @@ def split(
     rim: Boundary,
     chords: Chords,
     cross: Crossings,
-    stage: int,
+    first: int,
     vertices: np.ndarray,
 ) -> tuple[Mesh, Pieces]:
-    """The faces of ``mesh`` cut by all chords; ``vertices`` are the old and the new ones."""
+    """The faces of ``mesh`` cut by all chords of a stage.
+
+    Args:
+      first: the number of the stage's first switching value. vertices: the old and the new ones.
+    """
     rims, nodes = len(rim.node), len(rim.tail)
     # Half-edges: one per boundary position, then two (forward, backward) per piece of a chord.
     inner = np.bincount(cross.chord, minlength=len(chords.first))
@@ -101,16 +105,13 @@ def split(
     entry = chords.entry.take(chord)
     origin = columns(rim.node, walk.take(low), walk.take(low + 1))
     twin = columns(rim.twin, back, ahead)
-    own_stage = columns(mesh.stage.take(rim.half), stage, stage)
-    own_entry = columns(mesh.entry.take(rim.half), entry, entry)
+    line = columns(mesh.line.take(rim.half), first + entry, first + entry)
 
     following = np.empty(len(origin), np.int64)
     _turn_at_boundary(following, mesh, rim, chords, rims, begin)
     _turn_inside(following, rims, chords, cross, begin, rank)
     heads, parent = _heads(following, mesh, rim, chords.face.take(chord))
-    new, place = from_cycles(
-        vertices, following, heads, parent, mesh.window, (origin, twin, own_stage, own_entry)
-    )
+    new, place = from_cycles(vertices, following, heads, parent, mesh.window, (origin, twin, line))
     outer, inner = new.face.take(place[rims:]).reshape(-1, 2).T
     return new, Pieces(inner, outer, entry)
 
@@ -141,38 +142,42 @@ def _heads(following, mesh, rim, face) -> tuple[np.ndarray, np.ndarray]:
 
 def _turn_at_boundary(following, mesh, rim, chords, rims, begin) -> None:
     """After arriving at a position, leave by the ray next to the right of the way back."""
-    start = rim.corner[mesh.start[:-1]]
-    stop = np.append(start[1:], len(rim.node))
-    before = np.arange(len(rim.node)) - 1
-    before[start] = stop - 1
-    following[before] = np.arange(len(rim.node))  # where no chord ends
-    if not len(chords.first):
-        return
-    length = (stop - start)[chords.face]
+    start = rim.corner.take(mesh.start[:-1])
+    stop = np.append(start[1:], rims)
+    following[:rims] = np.arange(1, rims + 1)  # where no chord ends
+    following[stop - 1] = start
+    start, stop = start.take(chords.face), stop.take(chords.face)
+    before = np.concatenate([np.where(chords.first == start, stop, chords.first), chords.last]) - 1
     position = np.concatenate([chords.first, chords.last])
-    span = chords.last - chords.first
-    reach = np.concatenate([span, length - span])
-    out = np.concatenate([rims + 2 * begin[:-1], rims + 2 * (begin[1:] - 1) + 1])
-    order = np.argsort(position * len(rim.node) + reach)
-    position, out = position[order], out[order]
-    begins = np.ones(len(out), bool)
-    begins[1:] = position[1:] != position[:-1]
-    ends = np.append(begins[1:], True)
-    right = np.where(begins, position, np.roll(out, 1))
+    out = np.concatenate([rims + 2 * begin[:-1], rims + 2 * begin[1:] - 1])
+    taken = np.zeros(rims, bool)
+    taken[position] = True
+    if np.count_nonzero(taken) == len(position):
+        right = position
+        following[before] = out
+    else:  # some have several rays
+        span = chords.last - chords.first
+        order = np.argsort(position * rims + np.concatenate([span, stop - start - span]))
+        position, before, out = (v.take(order) for v in (position, before, out))
+        begins = np.append(True, position[1:] != position[:-1])
+        right = np.where(begins, position, np.roll(out, 1))
+        final = np.flatnonzero(np.append(begins[1:], True))
+        following[before[final]] = out[final]
     following[_reverse(out, rims)] = right
-    following[before[position[ends]]] = out[ends]
 
 
 def _turn_inside(following, rims, chords, cross, begin, rank) -> None:
     """The same at crossings, where the rays are ordered by the ends they lead to."""
-    if not len(cross.chord):
+    low = begin.take(cross.chord) + rank
+    out = np.concatenate([rims + 2 * low + 1, rims + 2 * low + 2])  # to the first end, to the last
+    if len(out) == 4 * len(cross.on):  # two chords cross everywhere: first, first, last, last
+        pair = two_by_two(cross.point)
+        out = out.take(np.concatenate([pair, len(low) + pair], axis=1))
+        following[_reverse(out, rims)] = np.roll(out, 1, axis=1)
         return
-    toward_first = rims + 2 * (begin[cross.chord] + rank) + 1
-    toward_last = rims + 2 * (begin[cross.chord] + rank + 1)
-    out = np.concatenate([toward_first, toward_last])
     node = np.concatenate([cross.point, cross.point])
-    leads_to = np.concatenate([chords.first[cross.chord], chords.last[cross.chord]])
-    order = np.argsort(node * rims + leads_to)
+    ends = np.concatenate([chords.first.take(cross.chord), chords.last.take(cross.chord)])
+    order = np.argsort(node * rims + ends)
     out, node = out[order], node[order]
     begins = np.ones(len(out), bool)
     begins[1:] = node[1:] != node[:-1]
