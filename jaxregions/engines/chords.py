@@ -201,8 +201,8 @@ def _value_at(signs: Signs, rim: Boundary, position, entry) -> tuple[np.ndarray,
 def _places(signs: Signs, rim: Boundary, chords: Chords, on, other):
     """Where chord ``other`` crosses chord ``on``: place along ``on`` and its error."""
     entry = chords.entry[other]
-    za, ea = _value_at(signs, rim, chords.first[on], entry)
-    zb, eb = _value_at(signs, rim, chords.last[on], entry)
+    za, ea = _value_at(signs, rim, chords.first.take(on), entry)
+    zb, eb = _value_at(signs, rim, chords.last.take(on), entry)
     return crossing(za, zb, np.maximum(ea, eb))
 
 
@@ -216,17 +216,14 @@ def crossings(
     """
     i, j = _crossing_pairs(chords)
     pairs = len(i)
-    degree = np.bincount(i, minlength=len(chords.first)) + np.bincount(
-        j, minlength=len(chords.first)
-    )
     pair = np.concatenate([np.arange(pairs), np.arange(pairs)])
     on, other = np.concatenate([i, j]), np.concatenate([j, i])
     if not geometry:
-        busy = np.flatnonzero(degree[on] > 1)
+        busy = np.flatnonzero(np.bincount(on, minlength=len(chords.first)).take(on) > 1)
         pair, on, other = pair[busy], on[busy], other[busy]
     t, error = _places(signs, rim, chords, on, other)
     order = in_order(on, t)
-    pair, on, other, t, error = pair[order], on[order], other[order], t[order], error[order]
+    pair, on, other, t, error = (v.take(order) for v in (pair, on, other, t, error))
     same = on[1:] == on[:-1]
     apart = apart_from(t, error)
     ledger.decisions += int(same.sum())

@@ -26,10 +26,11 @@ def face_signs(new: Mesh, cuts: Cuts) -> tuple[np.ndarray, np.ndarray]:
     flips = _flips(new, cuts)
     positive, negative = cuts.signs.positive, cuts.signs.negative
     old = np.flatnonzero(new.origin < len(positive))
-    face, row = new.face[old], new.origin[old]
+    face, row = new.face.take(old), new.origin.take(old)
     turned, p, n = (v.take(i, axis=0) for v, i in ((flips, face), (positive, row), (negative, row)))
     swap = (p ^ n) & turned
-    first = np.flatnonzero(np.diff(new.parent[face], prepend=-1))
+    owner = new.parent.take(face)
+    first = np.append(0, 1 + np.flatnonzero(owner[1:] != owner[:-1]))
     p, n = (np.bitwise_or.reduceat(v ^ swap, first, axis=0) for v in (p, n))
     if (p & n).any():
         raise RuntimeError("signs at the corners of a face contradict each other")
