@@ -6,7 +6,8 @@ Floor: one jitted float64 forward pass over as many random points as the partiti
 the same device: what one must compute to evaluate the function once per region. Counts are always
 certified (rigorous error bounds, ties in rationals), so there is no faster uncertified mode to
 compare with. Engine and floor are measured in turn in one run and the ratio of each pair is taken:
-the median holds on noisy machines, absolute times are for orientation. Networks are traced once;
+the median holds on noisy machines, absolute times are for orientation; as many pairs are taken as
+fit into three seconds, at least --repeat. Networks are traced once;
 tracing and the first call (compilation) are timed apart.
 
 Tables: recipe nets (counting, and cells with patterns and affine maps, the maps read block by
@@ -40,6 +41,7 @@ RECIPES = (
     ((2, 256, 256, 256), 3, 261938),
 )
 BLOCK = 1 << 14  # cells whose maps are read together
+LEAST = 3.0  # seconds that pairs are measured for
 
 
 def recipe(sizes: tuple[int, ...], seed: int) -> Callable[[Any], Any]:
@@ -78,8 +80,10 @@ def forward(f: Callable[[Any], Any], points: np.ndarray) -> Callable[[], Any]:
 
 
 def in_turn(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of every run, measured in turn."""
-    rounds = [{name: seconds(run) for name, run in runs.items()} for _ in range(repeat)]
+    """Seconds of every run, measured in turn: ``repeat`` rounds, more of what is short."""
+    rounds, start = [], time.perf_counter()
+    while len(rounds) < repeat or time.perf_counter() - start < LEAST:
+        rounds.append({name: seconds(run) for name, run in runs.items()})
     return {name: [r[name] for r in rounds] for name in runs}
 
 
