@@ -18,6 +18,7 @@ from small_networks import (
 
 import jaxregions as jr
 from jaxregions.engines import edges, planar, points
+from jaxregions.engines.mesh import from_cycles
 from jaxregions.engines.signs import evaluate
 
 INTEGER_CASES = [
@@ -278,3 +279,25 @@ def test_a_witness_within_the_errors_of_the_corners_is_not_proven():
     for depth, inside in ((0.5 * error, False), (16 * error, True)):
         w = (a + b) / 2 + depth / 2 * (c - b)  # sides have length 2
         assert (planar.cells(ledger, mesh, w).inside == inside).all()
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([0, 3], None),
+        ([0], "the turns at the vertices contradict each other"),
+        ([0, 1], "the turns at the vertices contradict each other"),
+        ([0, 2, 3], "two heads of one cycle"),
+    ],
+)
+def test_faces_are_cycles_with_one_head_each(heads, message):
+    following, columns = np.array([1, 2, 0, 4, 5, 3]), (np.arange(6), np.full(6, -1), np.arange(6))
+    parent = np.zeros(len(heads), np.int64)
+    given = np.arange(6), following, np.array(heads), parent, np.zeros(1, np.int64), columns
+    if message is None:
+        faces, place = from_cycles(*given)
+        assert faces.origin.tolist() == place.tolist() == [0, 1, 2, 3, 4, 5]
+        assert faces.start.tolist() == [0, 3, 6]
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            from_cycles(*given)
