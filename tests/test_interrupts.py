@@ -3,6 +3,7 @@
 import signal
 import threading
 
+import jax
 import numpy as np
 import pytest
 from processes import in_a_process, with_peak
@@ -11,7 +12,7 @@ from small_networks import recipe, traced
 import jaxregions as jr
 from jaxregions import exact
 from jaxregions._interrupts import interruptible
-from jaxregions.engines import cells, leaves, signtree, unions, vertices
+from jaxregions.engines import affine, cells, leaves, signs, signtree, unions, vertices
 from jaxregions.engines.enclosures import exact_rows
 from jaxregions.engines.farkas import decide
 from jaxregions.engines.search import Search, Stopped
@@ -111,6 +112,35 @@ def test_a_partition_keeps_its_cells(net, monkeypatch):
     np.testing.assert_array_equal(some.patterns[1], full.patterns[1])
     assert (len(some.left), len(some.vertices), some.affine_regions) == (0, 0, -1)
     assert np.isnan(some.volume).all()
+    assert np.isnan(some.slope).all()
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_partition_ends_while_maps_are_made_in_rationals(monkeypatch, k):
+    def slivers(x):  # 1 + 2^-60 and 1 + 2^-59 are no floats
+        steps = [jax.nn.relu(2.0**60 * (x[0] - 1) - i) for i in range(3)]
+        return sum(steps) / 2.0**60 + x[1]
+
+    window = jr.Window(np.array([1.0, 0.0]), 0.5, basis=np.eye(2)[:, :k])
+    full = jr.partition(slivers, window)
+    assert full.slope[:, 0, 0].tolist() == [0, 1, 2, 3]
+    interrupting(monkeypatch, affine, "outputs_at")
+    some = jr.partition(slivers, window, affine=False)
+    assert (some.status, some.activation_regions) == (jr.Status.INTERRUPTED, 4)
+    assert (len(some.tables), some.affine_regions) == (1, -1)
+    assert np.isnan(some.slope).all()
+    np.testing.assert_array_equal(some.patterns[0], full.patterns[0])
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_partition_ends_in_the_middle_of_a_stage(monkeypatch, k):
+    net = traced(recipe((2, 8, 8, 8), 0))
+    window = jr.Window(np.zeros(2), 2.0, basis=np.eye(2)[:, :k])
+    full = jr.partition(net, window)
+    interrupting(monkeypatch, signs, "_settled", call=2)
+    some = jr.partition(net, window)
+    assert (some.status, len(some.tables)) == (jr.Status.INTERRUPTED, 1)
+    assert some.activation_regions == full.tables[0].regions == len(some.witness)
     assert np.isnan(some.slope).all()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from fractions import Fraction
 from itertools import pairwise
 
 import chex
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import with_peak
+from small_networks import gaussian_layers, traced
 
 import jaxregions as jr
 from jaxregions.engines import maps
@@ -93,11 +95,12 @@ def on_demand(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "cells", [[40, 3, 3, 17], np.zeros(0, int), [-0], slice(5, 30), slice(None, None, -3)]
+    "cells", [[], [40, 3, 3, 17], np.zeros(0, int), [-0], slice(5, 30), slice(None, None, -3)]
 )
 def test_maps_of_some_cells_are_theirs(on_demand, cells):
     whole, part = on_demand
-    wanted = whole.slope[cells], whole.intercept[cells]
+    rows = np.arange(len(whole.slope))[cells if len(np.shape(cells)) == 0 else np.array(cells, int)]
+    wanted = whole.slope[rows], whole.intercept[rows]
     chex.assert_trees_all_close(part.maps(cells), wanted, rtol=1e-12, atol=1e-12)
     chex.assert_trees_all_equal(whole.maps(cells), wanted)
     assert "slope" not in vars(part)
@@ -159,6 +162,60 @@ def test_cells_that_do_not_exist(on_demand, cells, message):
 def test_other_attributes_are_still_missing(on_demand):
     with pytest.raises(AttributeError, match="'Partition' object has no attribute 'slopes'"):
         on_demand[1].slopes  # noqa: B018
+
+
+def sliver(x):
+    """Slopes 0, 1, 2 along the first axis, 1 between 0 and 2^-60: from 1 on no float is there."""
+    z = x[0] - 1
+    return jnp.stack([jax.nn.relu(z) + jax.nn.relu(2.0**60 * z - 1) / 2.0**60, x[1]])
+
+
+@pytest.mark.parametrize("held", [0, assembly.HELD])
+@pytest.mark.parametrize("k", [1, 2])
+def test_cells_without_floats_have_their_own_maps(monkeypatch, held, k):
+    monkeypatch.setattr(assembly, "HELD", held)
+    window = jr.Window(np.array([1.0, 2.0]), 0.5, basis=np.eye(2)[:, :k])
+    part = jr.partition(sliver, window)
+    (thin,) = np.flatnonzero(~part.witness_inside)
+    slope, intercept = part.maps([thin])
+    assert slope[0, :, 0].tolist() == [1, 0]
+    assert intercept[0].tolist() == [0, 2]
+    assert sorted(part.slope[:, 0, 0].tolist()) == [0, 1, 2]
+    np.testing.assert_allclose(part.intercept[:, 0], 0, atol=1e-15)
+
+
+def map_of(layers, signs, center):
+    """(m, k), (m,) the map around the centre where the hidden layers have these signs, rounded."""
+    exactly = np.vectorize(Fraction, otypes=[object])
+    slope, shift = exactly(np.eye(len(center))), exactly(np.array(center, float))
+    for stage, (weight, bias, _) in enumerate(layers):
+        weight = exactly(weight)
+        slope, shift = weight @ slope, weight @ shift + exactly(bias)
+        if stage < len(signs):
+            on = exactly((signs[stage] > 0).astype(float))
+            slope, shift = on[:, None] * slope, on * shift
+    return slope.astype(float), shift.astype(float)
+
+
+@pytest.mark.parametrize(
+    ("k", "seed", "digits"),
+    [(2, 4, 16), (2, 37, 14), pytest.param(3, 49, 16, marks=pytest.mark.slow)],
+)
+def test_maps_in_windows_as_small_as_rounding(k, seed, digits):
+    """Around a point where k lines of the first layer cross, floats do not know the signs."""
+    rng = np.random.default_rng(seed)
+    sizes = k, int(rng.integers(k + 1, 7)), int(rng.integers(3, 6)), 2
+    layers = gaussian_layers(seed, sizes)
+    (weight, bias, _), *_ = layers
+    center = np.linalg.solve(weight[:k], -bias[:k])
+    part = jr.partition(traced(layers), jr.Window(center, 10.0**-digits))
+    assert len(part.witness) > 1
+    for cell, slope, shift in zip(
+        range(len(part.witness)), part.slope, part.intercept, strict=True
+    ):
+        signs = [pattern[cell] for pattern in part.patterns]
+        wanted = map_of(layers, signs, center)
+        chex.assert_trees_all_close((slope, shift), wanted, rtol=1e-10, atol=1e-10)
 
 
 LARGE = """

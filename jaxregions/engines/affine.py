@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions import exact
+from jaxregions.engines.maps import SomeMaps
 from jaxregions.engines.points import Ledger, U, input_point, point
 from jaxregions.engines.records import Cells
 from jaxregions.engines.steps import in_steps, lifted
@@ -28,7 +29,7 @@ from jaxregions.tracing import (
     prepare,
 )
 
-__all__ = ["outputs_at", "same_maps", "signed_sums"]
+__all__ = ["exact_maps", "outputs_at", "same_maps", "signed_sums"]
 
 FEW = 64  # facets that are not worth compiling for
 
@@ -69,11 +70,7 @@ def same_maps(ledger: Ledger, inner: Ledger, cells: Cells, known: np.ndarray) ->
       ledger: of the cells' vertices. inner: of their witness points.
       known: (G,) facets where they are known to agree.
     """
-    corners = _spanning(ledger, cells)
-    points = [
-        cells.witness,
-        *((cells.witness + ledger.vertices.u.take(c, axis=0)) / 2 for c in corners),
-    ]
+    points = _points(ledger, cells)
     slope, error = _enclosed_slopes(inner, points)
     error[~cells.inside] = np.inf
     left, right = cells.left, cells.right
@@ -124,6 +121,12 @@ def _changed(inner: Ledger, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
         (changed,) = in_steps(lambda *rows: (step(*rows),), len(left), inputs, pause=inner.pause)
     return changed
+
+
+def _points(ledger: Ledger, cells: Cells) -> list[np.ndarray]:
+    """The witness of every cell, and the middles between it and ``_spanning`` corners."""
+    at = (ledger.vertices.u.take(corner, axis=0) for corner in _spanning(ledger, cells))
+    return [cells.witness, *((cells.witness + u) / 2 for u in at)]
 
 
 def _spanning(ledger: Ledger, cells: Cells) -> list[np.ndarray]:
@@ -189,6 +192,21 @@ def _exact_slope(ledger, inner, cells, cell: int, points) -> np.ndarray:
     matrix = np.stack([p - places[0] for p in places[1:]])
     rise = np.stack([v - values[0] for v in values[1:]])
     return np.stack([exact.solve(matrix, column) for column in rise.T])
+
+
+def exact_maps(ledger: Ledger, inner: Ledger, cells: Cells, wanted: np.ndarray) -> SomeMaps:
+    """The maps of some cells (F,), made in rationals and rounded."""
+    wanted = np.flatnonzero(wanted)
+    points = _points(ledger, cells)
+    slopes, shifts = [], []
+    for cell in wanted.tolist():
+        inner.pause()
+        slope = _exact_slope(ledger, inner, cells, cell, [p[cell] for p in points])
+        centre = point(inner, cell)
+        shift = outputs_at(inner, int(cells.window[cell]), centre) - slope @ centre
+        slopes.append([[exact.rounded(x) for x in row] for row in slope])
+        shifts.append([exact.rounded(x) for x in shift])
+    return SomeMaps(wanted, np.array(slopes), np.array(shifts))
 
 
 def outputs_at(inner: Ledger, row: int, u: np.ndarray) -> np.ndarray:

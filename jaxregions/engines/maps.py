@@ -17,10 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.engines.points import Ledger, lift
+from jaxregions.engines.signs import uncertain
 from jaxregions.engines.steps import AHEAD, EARLY, ROWS
 from jaxregions.tracing import compiled, level_values, levels_of, prepare
 
-__all__ = ["Family", "Generation", "affine_maps", "begin_maps", "bytes_of_maps", "some_maps"]
+__all__ = [
+    "Family",
+    "Generation",
+    "SomeMaps",
+    "affine_maps",
+    "begin_maps",
+    "bytes_of_maps",
+    "put",
+    "some_maps",
+    "uncertain_cells",
+]
+
+
+class SomeMaps(NamedTuple):
+    """cells: (n,) in order; slope (n, m, k) and intercept (n, m) of their maps."""
+
+    cells: np.ndarray
+    slope: np.ndarray
+    intercept: np.ndarray
 
 
 class Generation(NamedTuple):
@@ -36,11 +55,13 @@ class Family:
     """Cells after some stages, and what was made of their maps.
 
     ledger: of their window. generations: the window, then the cells after each stage.
+    exactly: maps of cells of the last one, known otherwise.
     made: per generation its blocks of maps, on the device, from the one needed last on.
     """
 
     ledger: Ledger
     generations: list[Generation]
+    exactly: SomeMaps | None = None
     made: dict[int, dict[int, Any]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
 
     @property
@@ -95,13 +116,14 @@ def bytes_of_maps(family: Family) -> int:
 
 def some_maps(family: Family, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``affine_maps`` of some cells of the last generation, without those of the others."""
-    wanted, row = np.unique(cells, return_inverse=True)
-    generations = []
+    distinct, row = np.unique(cells, return_inverse=True)
+    wanted, generations = distinct, []
     for generation in family.generations[::-1]:
         above, parent = np.unique(generation.parent.take(wanted), return_inverse=True)
         generations.append(Generation(generation.u.take(wanted, axis=0), parent))
         wanted = above
     slope, intercept = affine_maps(Family(family.ledger, generations[::-1]))
+    put(family.exactly, distinct, slope, intercept)
     if len(row) == len(slope) and (row == np.arange(len(row))).all():
         return slope, intercept
     return slope[row], intercept[row]
@@ -131,7 +153,27 @@ def affine_maps(family: Family) -> tuple[np.ndarray, np.ndarray]:
             fetch()
     while running:
         fetch()
-    return np.swapaxes(found[0], 1, 2), found[1]
+    slope, intercept = np.swapaxes(found[0], 1, 2), found[1]
+    put(family.exactly, np.arange(count), slope, intercept)
+    return slope, intercept
+
+
+def uncertain_cells(family: Family) -> np.ndarray:
+    """(F,) last cells whose maps depend on signs that float64 leaves open, at their points or at
+    those of the cells that they came from."""
+    open_ = np.zeros(len(family.generations[0].u), bool)
+    for stage, (u, parent) in enumerate(family.generations[1:]):
+        open_ = open_.take(parent) | uncertain(family.ledger, u, stage)
+    return open_
+
+
+def put(
+    known: SomeMaps | None, cells: np.ndarray, slope: np.ndarray, intercept: np.ndarray
+) -> None:
+    """Known maps into those of some cells, in order."""
+    if known is not None and len(known.cells):
+        _, here, there = np.intersect1d(cells, known.cells, True, return_indices=True)
+        slope[here], intercept[here] = known.slope[there], known.intercept[there]
 
 
 def _block(family: Family, level: int, i: int) -> Any:

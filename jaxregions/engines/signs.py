@@ -23,6 +23,7 @@ __all__ = [
     "patterns",
     "rows_patterns",
     "settled",
+    "uncertain",
 ]
 
 UNDECIDED = 2
@@ -104,6 +105,26 @@ def evaluating(ledger: Ledger, ids: np.ndarray, stage: int, early: int = 0) -> C
     ahead = early // (8 * ROWS[1] * max(net.stages[stage].size, 1))
     collected = begun(run, count, inputs, _with_bits, ledger.pause, max(ahead, AHEAD))
     return lambda: _settled(ledger, ids, stage, *collected())
+
+
+def uncertain(ledger: Ledger, u: np.ndarray, stage: int) -> np.ndarray:
+    """(F,) whether float64 leaves a sign of the stage open at points u of the ledger's window."""
+    prepared, at = prepare(ledger.net), ledger.vertices.rows(np.zeros(len(u), np.int64))
+    at = at._replace(u=u, error=np.zeros(len(u)))
+    step = compiled(_rows_signs, prepared.structure, static=(4,))
+
+    def run(x, error):
+        with jax.enable_x64(True):
+            return step(prepared, x, error, None, stage)
+
+    (found,) = in_steps(
+        run,
+        len(u),
+        lambda part: lifted(ledger, at, part),
+        lambda value, _: (np.isnan(value).any(axis=1),),
+        ledger.pause,
+    )
+    return found
 
 
 def _settled(ledger, ids, stage, value, error, positive, negative) -> Signs:

@@ -17,7 +17,7 @@ from jaxregions.engines.facets import Facets
 from jaxregions.engines.points import Ledger, U
 from jaxregions.engines.search import Cell
 
-__all__ = ["agreeing_maps", "exact_maps"]
+__all__ = ["agreeing_maps", "put_exact_maps", "without_floats"]
 
 
 def agreeing_maps(
@@ -72,15 +72,19 @@ def agreeing_maps(
     return same
 
 
-def exact_maps(inner: Ledger, cells: list[Cell], slope: np.ndarray, shift: np.ndarray) -> None:
-    """The maps (F, m, k), (F, m) of cells whose points, or those of cells that they came from, are
-    too coarse in floats, made in rationals."""
-    for i, cell in enumerate(cells):
-        came: Cell | None = cell
-        while came is not None and came.spans is None:
-            came = came.parent
-        if came is None:
-            continue
+def without_floats(cell: Cell | None) -> bool:
+    """Whether no float is known in a cell, or in one of those that it came from."""
+    while cell is not None and cell.spans is None:
+        cell = cell.parent
+    return cell is not None
+
+
+def put_exact_maps(
+    inner: Ledger, cells: list[Cell], wanted: np.ndarray, slope: np.ndarray, shift: np.ndarray
+) -> None:
+    """The maps of some cells (F,) into (F, m, k), (F, m), made in rationals and rounded."""
+    for i in np.flatnonzero(wanted).tolist():
+        cell = cells[i]
         start, step = cell.spans or exact_spans(cell.u, cell.step)
         level = first = outputs_at(inner, cell.window, start)
         for axis, length in enumerate(step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from jaxregions._records import build
 from jaxregions.engines import merging
 from jaxregions.engines.frontier import Status
-from jaxregions.engines.maps import Family, affine_maps, bytes_of_maps
+from jaxregions.engines.maps import Family, SomeMaps, affine_maps, bytes_of_maps, put
 from jaxregions.engines.points import Ledger, numbered
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import Cells
@@ -19,7 +20,7 @@ from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
 
-__all__ = ["Found", "Labels", "assembled", "labelled", "maps_of", "maps_or_family"]
+__all__ = ["Found", "Labels", "amended", "assembled", "labelled", "maps_of", "maps_or_family"]
 
 HELD = 1 << 28  # bytes of affine maps that a partition makes before it is asked for them
 
@@ -65,6 +66,16 @@ def maps_or_family(family: Family, status: Status) -> tuple[np.ndarray, np.ndarr
         kept = Ledger(ledger.net, ledger.windows, ledger.vertices.rows(slice(1)))
         return Family(kept, family.generations)
     return maps_of(family, status)
+
+
+def amended(
+    maps: tuple[np.ndarray, np.ndarray] | Family, known: SomeMaps
+) -> tuple[np.ndarray, np.ndarray] | Family:
+    """Maps of which some are known otherwise, and better."""
+    if isinstance(maps, Family):
+        return dataclasses.replace(maps, exactly=known)
+    put(known, np.arange(len(maps[1])), *maps)
+    return maps
 
 
 def labelled(

@@ -53,8 +53,9 @@ class Partition:
     volume: (F,) lengths, areas, volumes in input space; NaN for k >= 7 and where Qhull gives up.
     patterns: per stage (F, size) int8, the sign of every switching value on the cell: -1, 1, or 0
       where it vanishes on the whole cell.
-    slope, intercept: (F, m, k), (F, m): f = slope u + intercept on the cell, float64. Above 256
-      MiB they are made when first asked for; ``maps`` makes those of some cells.
+    slope, intercept: (F, m, k), (F, m): f = slope u + intercept on the cell, float64; where float64
+      does not know the signs at the witness, made in rationals and rounded. Above 256 MiB they are
+      made when first asked for; ``maps`` makes those of some cells.
     region, affine_region: (F,) labels of the activation and the affine region of each cell.
     left, right: (G,) the cells on both sides of each facet; facet: (G, k) its vertices for k = 1
       and 2, (G, 0) above, where they are those that both cells have in common.
@@ -108,6 +109,8 @@ class Partition:
         count = len(self.witness)
         if not isinstance(cells, slice):
             cells = np.asarray(cells)
+            if cells.shape == (0,):
+                cells = cells.astype(np.int64)
             if cells.ndim != 1 or not np.issubdtype(cells.dtype, np.integer):
                 raise ValueError(
                     "cells: expected a list of cells' numbers or a slice, "

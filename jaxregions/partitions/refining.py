@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxregions.engines import merging
-from jaxregions.engines.affine import same_maps
+from jaxregions.engines.affine import exact_maps, same_maps
 from jaxregions.engines.flips import face_signs, unpacked
-from jaxregions.engines.frontier import ENGINES, Limits, Status, stopped
-from jaxregions.engines.maps import Family, Generation, begin_maps
+from jaxregions.engines.frontier import ENGINES, Limits, Status, Stopped, pausing, stopped
+from jaxregions.engines.maps import Family, Generation, begin_maps, uncertain_cells
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import hits, sign_bits
 from jaxregions.engines.signs import Signs, evaluating, patterns
 from jaxregions.engines.steps import EARLY
-from jaxregions.partitions.assembly import Found, assembled, labelled, maps_or_family
+from jaxregions.partitions.assembly import Found, amended, assembled, labelled, maps_or_family
 from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -36,8 +36,8 @@ def refined(
 ) -> Partition:
     windows = window.reshape(1)
     engine = ENGINES[window.dimension]
-    ledger = Ledger(net, windows, corners(windows))
-    done: tuple[Any, list[StageTable], list[np.ndarray]] = engine.begin(1), [], []
+    ledger = Ledger(net, windows, corners(windows), pause=pausing(limits))
+    done = Done(engine.begin(1), [], [])
     whole = Generation(np.zeros((1, window.dimension)), np.zeros(1, np.int64))
     family = Family(ledger, [whole])
     status = Status.COMPLETE
@@ -47,8 +47,8 @@ def refined(
         if stage < len(net.stages):
             evaluations.append(evaluating(ledger, vertices, stage, EARLY))
 
-    evaluate_at(0, done[0].vertices)
     try:
+        evaluate_at(0, done.mesh.vertices)
         for stage, layer in enumerate(net.stages):
             mesh, tables, signs = done
             status = _stop(limits, mesh.faces)
@@ -66,17 +66,39 @@ def refined(
             table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
             if window.dimension == 2:
                 signs = [*signs, unpacked(*face_signs(new, cuts), layer.size)]
-            done = new, [*tables, table], signs
+            done = Done(new, [*tables, table], signs)
             watch(0, new.faces)
-    except KeyboardInterrupt:
-        status = Status.INTERRUPTED
-    mesh, tables, signs = done
-    del family.generations[len(tables) + 1 :]
+    except (KeyboardInterrupt, Stopped):
+        status = stopped(limits) or Status.INTERRUPTED
+    del family.generations[len(done.tables) + 1 :]
+    try:
+        return _finished(window, done, family, status, affine)
+    except Stopped:
+        return _finished(window, done, family, stopped(limits) or Status.INTERRUPTED, affine)
+
+
+class Done(NamedTuple):
+    """The stages that were finished: the mesh, their tables, and for k = 2 the signs on the cells
+    after each of them."""
+
+    mesh: Any
+    tables: list[StageTable]
+    signs: list[np.ndarray]
+
+
+def _finished(
+    window: Window, done: Done, family: Family, status: Status, affine: bool
+) -> Partition:
+    """The partition; while it is COMPLETE the ledger's limits are looked at."""
+    ledger, engine = family.ledger, ENGINES[window.dimension]
+    net, tables = ledger.net, done.tables
+    if status != Status.COMPLETE:
+        ledger.pause = lambda: None
     with ThreadPoolExecutor(1) as pool:
-        maps = pool.submit(maps_or_family, family, status)
-        cells = engine.cells(ledger, mesh, family.generations[-1].u)
+        making = pool.submit(maps_or_family, family, status)
+        cells = engine.cells(ledger, done.mesh, family.generations[-1].u)
         inner = merging.witnesses(ledger, cells)
-        signs = _inherited(signs, tables) or patterns(inner, len(tables))
+        signs = _inherited(done.signs, tables) or patterns(inner, len(tables))
         agree = partial(same_maps, ledger, inner) if affine else None
         labels = labelled(net, cells, signs, tables, status, agree)
         used = np.zeros(ledger.vertices.size, bool)
@@ -84,10 +106,16 @@ def refined(
         number, used = np.cumsum(used) - 1, np.flatnonzero(used)
         corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
     shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, cells.size)
+    maps = making.result()
+    if status == Status.COMPLETE:
+        coarse = ~cells.inside
+        if ledger.settled_exactly:
+            coarse |= uncertain_cells(family)
+        if coarse.any():
+            maps = amended(maps, exact_maps(ledger, inner, cells, coarse))
     counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
     cells = cells._replace(facet=number[cells.facet])
-    found = Found(cells, shape, signs, maps.result(), labels, status, counted)
-    return assembled(net, window, found)
+    return assembled(net, window, Found(cells, shape, signs, maps, labels, status, counted))
 
 
 def _stop(limits: Limits, faces: int) -> Status:

@@ -9,12 +9,12 @@ import numpy as np
 from jaxregions.engines.facets import Facets, facets
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.leaves import leaves, stage_tables, witnesses
-from jaxregions.engines.maps import Family, Generation
+from jaxregions.engines.maps import Family, Generation, uncertain_cells
 from jaxregions.engines.polytopes import polytopes, unshaped
 from jaxregions.engines.records import Cells
 from jaxregions.engines.search import Stopped
 from jaxregions.engines.signs import patterns
-from jaxregions.engines.slopes import agreeing_maps, exact_maps
+from jaxregions.engines.slopes import agreeing_maps, put_exact_maps, without_floats
 from jaxregions.partitions.assembly import Found, Labels, assembled, labelled, maps_of
 from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
@@ -51,7 +51,10 @@ def grown(
     def maps_now() -> tuple[np.ndarray, np.ndarray]:
         maps = maps_of(family, status)
         if status == Status.COMPLETE:
-            exact_maps(inner, leaf, *maps)
+            coarse = np.array([without_floats(cell) for cell in leaf], bool)
+            if search.settled_exactly + inner.settled_exactly:
+                coarse |= uncertain_cells(family)
+            put_exact_maps(inner, leaf, coarse, *maps)
         return maps
 
     points = [np.array([c.u for c in level]) for level in found.levels]
