@@ -54,10 +54,11 @@ def with_new_vertices(
     )
     grown = old.extended(on_edges)
     nodes = np.concatenate([ids, np.arange(old.size, grown.size)])
-    ends = (rim.node.take(c.take(cross.on)) for c in (chords.first, chords.last))
+    first, last = (rim.node.take(c.take(cross.on)) for c in (chords.first, chords.last))
     inside = between(
         grown,
-        *(nodes.take(end) for end in ends),
+        nodes.take(first),
+        nodes.take(last),
         cross.t,
         cross.error,
         stage,

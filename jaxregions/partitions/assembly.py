@@ -54,9 +54,8 @@ def maps_of(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray]:
         return affine_maps(family)
     cells, k = family.generations[-1].u.shape
     outputs = sum(math.prod(np.shape(o)) for o in family.ledger.net.program.outputs)
-    return tuple(
-        np.broadcast_to(np.nan, shape) for shape in ((cells, outputs, k), (cells, outputs))
-    )
+    unknown = np.broadcast_to(np.nan, (cells, outputs, k))
+    return unknown, unknown[..., 0]
 
 
 def maps_or_family(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray] | Family:
