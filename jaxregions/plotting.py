@@ -200,7 +200,7 @@ def _require_plottable(part: Partition, color: str, output: int | None) -> None:
             "part: expected a window of dimension 1 or 2, received "
             f"{part.window.dimension}; take a slice: Window(basis=)"
         )
-    outputs = part.maps(slice(1))[1].shape[1]
+    outputs = part.outputs
     if output is not None and not 0 <= output < outputs:
         raise ValueError(f"output: expected 0 to {outputs - 1} or None, received {output}")
     if part.status != Status.COMPLETE and (color == "slope" or part.vertices.shape[1] == 1):
@@ -288,16 +288,18 @@ def _stage_colors(part: Partition) -> list[tuple[int, Any]]:
 
 def _slope_norms(part: Partition, output: int | None) -> np.ndarray:
     """(F,) Frobenius norms of the slopes in orthonormal coordinates of the slice."""
-    wanted = slice(None) if output is None else slice(output, output + 1)
-    unit = np.eye(part.window.dimension)
-    if part.window.basis is not None:
-        unit = np.linalg.inv(np.linalg.qr(np.asarray(part.window.basis, np.float64))[1])
-    blocks = (slope[:, wanted] @ unit for _, (slope, _) in map_blocks(part))
-    return np.concatenate([np.linalg.norm(slope, axis=(1, 2)) for slope in blocks])
+    wanted, norms = slice(None) if output is None else slice(output, output + 1), []
+    for _, (slope, _) in map_blocks(part):
+        slope = slope[:, wanted]
+        if part.window.basis is not None:
+            triangle = np.linalg.qr(np.asarray(part.window.basis, np.float64))[1]
+            slope = slope @ np.linalg.inv(triangle)
+        norms.append(np.linalg.norm(slope, axis=(1, 2)))
+    return np.concatenate(norms)
 
 
 def _slope_label(part: Partition, output: int | None) -> str:
-    which = "f" if output is None or part.maps(slice(1))[1].shape[1] == 1 else f"f_{{{output}}}"
+    which = "f" if output is None or part.outputs == 1 else f"f_{{{output}}}"
     return f"slope of ${which}$ in the slice (norm, output per input unit)"
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from itertools import pairwise
 
@@ -140,7 +142,56 @@ def test_copies_have_their_maps(on_demand, copied):
     found = copied(part)
     found = found if isinstance(found, dict) else vars(found)
     chex.assert_trees_all_close(found["slope"], whole.slope, rtol=1e-12, atol=1e-12)
-    assert "family" not in found
+    assert "_family" not in found
+
+
+def test_maps_can_be_asked_for_from_several_threads(on_demand):
+    whole, part = on_demand
+    together = threading.Barrier(6)
+
+    def read(i):
+        together.wait()
+        slope = part.maps(slice(None))[0] if i % 3 == 0 else part.slope
+        return slope, (copy.copy(part) if i % 3 == 1 else part).intercept
+
+    with ThreadPoolExecutor(6) as pool:
+        for found in pool.map(read, range(6)):
+            wanted = whole.slope, whole.intercept
+            chex.assert_trees_all_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_maps_can_be_asked_for_while_jax_traces(on_demand):
+    whole, part = on_demand
+    some = jax.jit(lambda x: x + part.maps([2])[0][0, 0, 0])(1.0)
+    every = jax.jit(lambda x: x + part.slope[2, 0, 0])(1.0)
+    np.testing.assert_allclose([some, every], 1 + whole.slope[2, 0, 0], rtol=1e-6)
+    chex.assert_trees_all_close(part.slope, whole.slope, rtol=1e-12, atol=1e-12)
+
+
+def test_maps_stay_what_they_were(monkeypatch):
+    """Whatever is written into the function's, the window's and the partition's arrays."""
+    monkeypatch.setattr(assembly, "HELD", 0)
+    weights, center, basis = [w.copy() for w in W], np.array([0.1, 0.2, -0.1]), BASIS.copy()
+
+    def f(x):
+        return weights[2] @ jax.nn.relu(weights[1] @ jax.nn.relu(weights[0] @ x + 0.1))
+
+    window = jr.Window(center, 0.8, basis=basis)
+    whole, part = jr.partition(f, window), jr.partition(f, window)
+    wanted = whole.slope.copy(), whole.intercept.copy()
+    for array in (*weights, center, basis, part.witness, *(t.parent for t in part.tables)):
+        array[:] = 0
+    chex.assert_trees_all_close(part.maps(slice(None)), wanted, rtol=1e-12, atol=1e-12)
+    chex.assert_trees_all_close((part.slope, part.intercept), wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_looking_at_a_partition_makes_no_maps(on_demand):
+    whole, part = on_demand
+    cells = len(part.witness)
+    regions = f"{cells} activation regions, {part.affine_regions} affine regions"
+    assert repr(part) == repr(whole) == f"Partition({cells} cells, {regions}, COMPLETE)"
+    assert part.outputs == whole.outputs == whole.slope.shape[1]
+    assert "slope" not in vars(part)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +267,26 @@ def test_maps_in_windows_as_small_as_rounding(k, seed, digits):
         signs = [pattern[cell] for pattern in part.patterns]
         wanted = map_of(layers, signs, center)
         chex.assert_trees_all_close((slope, shift), wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_maps_far_from_the_origin(seed):
+    """Where inputs of 1e8 hide what happens within 1e-8 of them."""
+    rng = np.random.default_rng(seed)
+    center, weight = rng.normal(size=6) * 1e8, rng.normal(size=6)
+    bias = -float(weight @ center)
+    exactly = sum(Fraction(w) * Fraction(c) for w, c in zip(weight, center, strict=True))
+    zero = -float(exactly + Fraction(bias)) / weight[0]  # of the first unit, along the first axis
+    assert abs(zero) > 1e-9
+
+    def f(x):
+        first = x[0] - center[0]
+        return jax.nn.relu(jnp.stack([weight @ x + bias, first - zero / 3, first - 0.9 * zero]))
+
+    part = jr.partition(f, jr.Window(center, 2 * abs(zero), basis=np.eye(6)[:, :1]))
+    wanted = (part.patterns[0] > 0) * np.array([weight[0], 1, 1])
+    np.testing.assert_allclose(part.slope[..., 0], wanted)
+    assert len(part.witness) == 4
 
 
 LARGE = """

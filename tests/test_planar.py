@@ -288,6 +288,7 @@ def test_a_witness_within_the_errors_of_the_corners_is_not_proven():
         ([0], "the turns at the vertices contradict each other"),
         ([0, 1], "the turns at the vertices contradict each other"),
         ([0, 2, 3], "two heads of one cycle"),
+        ([0, 0], "two heads of one cycle"),
     ],
 )
 def test_faces_are_cycles_with_one_head_each(heads, message):

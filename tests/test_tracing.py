@@ -398,3 +398,28 @@ def test_a_matrix_times_a_vector_keeps_the_precision_of_both():
     )
     of = {v.aval.shape: p for v, p in zip(product.invars, product.params["precision"], strict=True)}
     assert of == {(3, 4): jax.lax.Precision.HIGHEST, (4,): jax.lax.Precision.DEFAULT}
+
+
+@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_traced_function_keeps_its_numbers(convert, known):
+    """Weights changed in place later are those of another function."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(6, 2)), rng.normal(size=(5, 6))
+    rows, window = np.array([0, 2, 3]), jr.Window(np.zeros(2), 1.0)
+
+    def f(x):
+        with jax.enable_x64(True):
+            weights, picked = convert(second), convert(rows)
+        return jax.nn.relu(weights @ jax.nn.relu(convert(first) @ x + 0.1) - 0.2)[picked]
+
+    expected = jr.count_regions(jr.trace(f, np.zeros(2)), window)
+    net = jr.trace(f, np.zeros(2))
+    if known:
+        jr.count_regions(net, window)
+    first *= 1e3
+    second[:], rows[:] = 1.0, 1
+    found = jr.count_regions(net, window)
+    assert found.activation_regions == expected.activation_regions
+    other = jr.count_regions(jr.trace(f, np.zeros(2)), window)
+    assert other.activation_regions != expected.activation_regions

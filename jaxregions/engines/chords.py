@@ -41,7 +41,8 @@ class Boundary(NamedTuple):
     corner: (H,) the position where each half-edge begins. half: (B,) the half-edge that each
     position lies on. node: (B,). twin: (B,) the other side of the piece that begins there, -1 at
       the window's border.
-    along, against: (P,) the two positions of every point, -1 at the window's border.
+    along, against: (P,) the positions of every point on both sides of its edge; against: -1 at the
+      window's border.
     tail, head, t, error: (N + P,) where a node lies; a vertex is its own tail and head.
     """
 
@@ -104,9 +105,10 @@ def boundary(mesh: Mesh, zeros: Zeros, edges: Edges) -> Boundary:
     own, node, twin = np.empty((3, len(at)), np.int64)
     own[at] = np.concatenate([np.arange(len(count)), half, back])
     node[at] = np.concatenate([mesh.origin, mesh.size + np.arange(len(edge)), mesh.size + inner])
-    # Behind a point on one side comes the point before it on the other.
+    # Behind a point on one side comes the point before it on the other; -1: there is no other.
     first = np.where(mesh.twin < 0, -1, corner.take(mesh.twin) + count)
-    twin[at] = np.concatenate([first, np.maximum(against, 0) - 1, along.take(inner) - 1])
+    second = np.where(against < 0, -1, against - 1)
+    twin[at] = np.concatenate([first, second, along.take(inner) - 1])
     vertex, none = np.arange(mesh.size), np.zeros(mesh.size)
     tail, head = (np.concatenate([vertex, end.take(edge)]) for end in (edges.tail, edges.head))
     t, error = (np.concatenate([none, c.take(zeros.first)]) for c in (zeros.t, zeros.error))

@@ -19,7 +19,7 @@ import numpy as np
 from jaxregions.engines.points import Ledger, lift
 from jaxregions.engines.signs import uncertain
 from jaxregions.engines.steps import AHEAD, EARLY, ROWS
-from jaxregions.tracing import compiled, level_values, levels_of, prepare
+from jaxregions.tracing import CPAFunction, compiled, level_values, levels_of, prepare
 
 __all__ = [
     "Family",
@@ -27,7 +27,7 @@ __all__ = [
     "SomeMaps",
     "affine_maps",
     "begin_maps",
-    "bytes_of_maps",
+    "outputs_of",
     "put",
     "some_maps",
     "uncertain_cells",
@@ -101,17 +101,16 @@ def _moved(value: Any, slopes: Any, step: Any) -> Any:
 
 def begin_maps(family: Family) -> None:
     """Has the device make the maps of the last generation, unless they are few or very many."""
-    level, count = len(family.generations) - 1, len(family.generations[-1].u)
-    if count > ROWS[0] and bytes_of_maps(family) <= EARLY:
+    level, (count, k) = len(family.generations) - 1, family.generations[-1].u.shape
+    numbers = sum(math.prod(s.shape) for s in levels_of(family.ledger.net)[level].made)
+    if count > ROWS[0] and 8 * count * (k + 1) * numbers <= EARLY:
         for i in range(-(-count // family.size)):
             _block(family, level, i)
 
 
-def bytes_of_maps(family: Family) -> int:
-    """Of the maps of all that its last generation decides, in float64."""
-    level, (count, k) = len(family.generations) - 1, family.generations[-1].u.shape
-    numbers = sum(math.prod(s.shape) for s in levels_of(family.ledger.net)[level].made)
-    return 8 * count * (k + 1) * numbers
+def outputs_of(net: CPAFunction) -> int:
+    """How many numbers the function returns."""
+    return sum(math.prod(np.shape(o)) for o in net.program.outputs)
 
 
 def some_maps(family: Family, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -135,8 +134,7 @@ def affine_maps(family: Family) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       A (F, m, k) and a (F, m), float64, m the flattened outputs, from Jacobian-vector products.
     """
-    net, (count, k) = family.ledger.net, family.generations[-1].u.shape
-    outputs = sum(math.prod(np.shape(o)) for o in net.program.outputs)
+    (count, k), outputs = family.generations[-1].u.shape, outputs_of(family.ledger.net)
     found = np.empty((count, k, outputs)), np.empty((count, outputs))
     last, size, running = len(family.generations) - 1, family.size, deque()
 

@@ -143,7 +143,8 @@ def from_cycles(
     at = start.take(owner) + rank
     old, place = np.empty((2, size), np.int64)
     old[at], place[half] = half, at
-    if (following.take(old.take(start[1:] - 1)) != heads).any():
+    again = following.take(old.take(start[1:] - 1)) != heads
+    if again.any() or np.count_nonzero(head) < len(heads):
         raise RuntimeError("two heads of one cycle")
     origin, twin, line = (c.take(old) for c in columns)
     border = twin < 0

@@ -83,8 +83,8 @@ def split(
     """
     rims, nodes = len(rim.node), len(rim.tail)
     # Half-edges: one per boundary position, then two (forward, backward) per piece of a chord.
-    inner = np.bincount(cross.chord, minlength=len(chords.first))
-    pieces = inner + 1
+    crossings = np.bincount(cross.chord, minlength=len(chords.first))
+    pieces = crossings + 1
     begin = starts_of(pieces)
     chord = np.repeat(np.arange(len(pieces)), pieces)
     # Nodes along every chord: first end, crossings in order, last end.
@@ -92,7 +92,7 @@ def split(
     walk = np.empty(along[-1], np.int64)
     ends = rim.node.take(chords.first), rim.node.take(chords.last)
     walk[along[:-1]], walk[along[1:] - 1] = ends
-    rank = np.arange(len(cross.chord)) - starts_of(inner)[cross.chord]
+    rank = np.arange(len(cross.chord)) - starts_of(crossings)[cross.chord]
     walk[along[cross.chord] + 1 + rank] = nodes + cross.point
     piece = np.arange(len(chord))
     low = piece + chord  # position of the piece's first node in ``walk``

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxregions._records import build
 from jaxregions.engines import merging
 from jaxregions.engines.frontier import Status
-from jaxregions.engines.maps import Family, SomeMaps, affine_maps, bytes_of_maps, put
+from jaxregions.engines.maps import Family, Generation, SomeMaps, affine_maps, outputs_of, put
 from jaxregions.engines.points import Ledger, numbered
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import Cells
@@ -52,19 +52,20 @@ def maps_of(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray]:
     """The cells' affine maps; NaN where there may be more to come."""
     if status == Status.COMPLETE:
         return affine_maps(family)
-    cells, k = family.generations[-1].u.shape
-    outputs = sum(math.prod(np.shape(o)) for o in family.ledger.net.program.outputs)
+    (cells, k), outputs = family.generations[-1].u.shape, outputs_of(family.ledger.net)
     unknown = np.broadcast_to(np.nan, (cells, outputs, k))
     return unknown, unknown[..., 0]
 
 
 def maps_or_family(family: Family, status: Status) -> tuple[np.ndarray, np.ndarray] | Family:
-    """``maps_of``; many are made when they are asked for."""
-    if status == Status.COMPLETE and bytes_of_maps(family) > HELD:
-        ledger = family.ledger  # its vertices are not needed, but for one
-        kept = Ledger(ledger.net, ledger.windows, ledger.vertices.rows(slice(1)))
-        return Family(kept, family.generations)
-    return maps_of(family, status)
+    """``maps_of``; of many what makes them, which shares no memory with anything else."""
+    (cells, k), ledger = family.generations[-1].u.shape, family.ledger
+    if status != Status.COMPLETE or 8 * cells * (k + 1) * outputs_of(ledger.net) <= HELD:
+        return maps_of(family, status)
+    windows = jax.tree.map(np.array, ledger.windows)
+    one = ledger.vertices.rows(np.zeros(1, np.int64))
+    generations = [Generation(*map(np.array, g)) for g in family.generations]
+    return Family(Ledger(ledger.net, windows, one), generations)
 
 
 def amended(
@@ -109,7 +110,7 @@ def assembled(net: CPAFunction, window: Window, found: Found) -> Partition:
         regions = 1
     one = labels.affine_region
     if isinstance(found.maps, Family):
-        maps: dict[str, Any] = {"family": found.maps}
+        maps: dict[str, Any] = {"_family": found.maps}
     else:
         maps = dict(zip(("slope", "intercept"), found.maps, strict=True))
     scale = 1.0

@@ -43,7 +43,7 @@ def level_set(
             "part: expected a window of dimension 1 or 2, received "
             f"{part.window.dimension}; take a slice: Window(basis=)"
         )
-    outputs = part.maps(slice(1))[1].shape[1]
+    outputs = part.outputs
     for name, value in (("output", output), ("minus", minus)):
         if value is not None and not 0 <= value < outputs:
             raise ValueError(f"{name}: expected 0 to {outputs - 1}, received {value}")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from typing import Any, NamedTuple
+import threading
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxregions._records import record
 from jaxregions.engines.frontier import Status
-from jaxregions.engines.maps import affine_maps, some_maps
+from jaxregions.engines.maps import affine_maps, outputs_of, some_maps
 from jaxregions.windows import Window
 
 __all__ = ["Partition", "StageTable"]
+
+_MAPS = ("slope", "intercept")
+_MAKING = threading.Lock()
 
 
 class StageTable(NamedTuple):
@@ -120,22 +125,40 @@ class Partition:
                 raise ValueError(
                     f"cells: expected 0 to {count - 1}, received {cells.min()} to {cells.max()}"
                 )
-        family = vars(self).get("family")
+        family = vars(self).get("_family")
         if family is None:
             return self.slope[cells], self.intercept[cells]
-        return some_maps(family, np.arange(count)[cells])
+        with jax.ensure_compile_time_eval():
+            return some_maps(family, np.arange(count)[cells])
 
-    def __getattr__(self, name: str) -> Any:
-        family = vars(self).get("family")  # of maps that nobody asked for yet
-        if name not in ("slope", "intercept") or family is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        for field, value in zip(("slope", "intercept"), affine_maps(family), strict=True):
-            object.__setattr__(self, field, value)
-        object.__delattr__(self, "family")
-        return vars(self)[name]
+    @property
+    def outputs(self) -> int:
+        """m, the number of outputs, flattened."""
+        family = vars(self).get("_family")
+        return self.slope.shape[1] if family is None else outputs_of(family.ledger.net)
+
+    if not TYPE_CHECKING:  # which shall find attributes that do not exist
+
+        def __getattr__(self, name: str) -> Any:
+            """slope and intercept, where ``_family`` stands for maps that nobody asked for yet."""
+            fields = vars(self)
+            if name in _MAPS:
+                with _MAKING, jax.ensure_compile_time_eval():
+                    if name not in fields and "_family" in fields:
+                        fields |= zip(_MAPS, affine_maps(fields["_family"]), strict=True)
+                        del fields["_family"]
+            if name not in fields:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return fields[name]
 
     def __getstate__(self) -> dict[str, Any]:  # of copies: networks cannot be pickled
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __repr__(self) -> str:
+        return (
+            f"Partition({len(self.witness)} cells, {self.activation_regions} activation regions, "
+            f"{self.affine_regions} affine regions, {Status(self.status).name})"
+        )
 
     def plot(self, ax: Any = None, **options: Any) -> Any:
         """``jr.plotting.plot_partition(self, ax, **options)``; needs matplotlib."""

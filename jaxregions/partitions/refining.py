@@ -19,7 +19,14 @@ from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import hits, sign_bits
 from jaxregions.engines.signs import Signs, evaluating, patterns
 from jaxregions.engines.steps import EARLY
-from jaxregions.partitions.assembly import Found, amended, assembled, labelled, maps_or_family
+from jaxregions.partitions.assembly import (
+    Found,
+    amended,
+    assembled,
+    labelled,
+    maps_of,
+    maps_or_family,
+)
 from jaxregions.partitions.records import Partition, StageTable
 from jaxregions.tracing import CPAFunction
 from jaxregions.windows import Window
@@ -71,10 +78,7 @@ def refined(
     except (KeyboardInterrupt, Stopped):
         status = stopped(limits) or Status.INTERRUPTED
     del family.generations[len(done.tables) + 1 :]
-    try:
-        return _finished(window, done, family, status, affine)
-    except Stopped:
-        return _finished(window, done, family, stopped(limits) or Status.INTERRUPTED, affine)
+    return _finished(window, done, family, status, affine, limits)
 
 
 class Done(NamedTuple):
@@ -87,35 +91,45 @@ class Done(NamedTuple):
 
 
 def _finished(
-    window: Window, done: Done, family: Family, status: Status, affine: bool
+    window: Window, done: Done, family: Family, status: Status, affine: bool, limits: Limits
 ) -> Partition:
-    """The partition; while it is COMPLETE the ledger's limits are looked at."""
-    ledger, engine = family.ledger, ENGINES[window.dimension]
-    net, tables = ledger.net, done.tables
-    if status != Status.COMPLETE:
-        ledger.pause = lambda: None
-    with ThreadPoolExecutor(1) as pool:
-        making = pool.submit(maps_or_family, family, status)
-        cells = engine.cells(ledger, done.mesh, family.generations[-1].u)
-        inner = merging.witnesses(ledger, cells)
+    """The partition of the stages that were finished."""
+    ledger, net, tables = family.ledger, family.ledger.net, done.tables
+
+    def found(status: Status, maps: Callable[[], Any]) -> Found:
+        if status != Status.COMPLETE:
+            ledger.pause = inner.pause = lambda: None  # the rest is short
         signs = _inherited(done.signs, tables) or patterns(inner, len(tables))
         agree = partial(same_maps, ledger, inner) if affine else None
         labels = labelled(net, cells, signs, tables, status, agree)
+        made = maps()
+        if status == Status.COMPLETE:
+            # Where all signs at vertices are certain, with bounds that are far from what happens,
+            # those between them are.
+            coarse = ~cells.inside
+            if ledger.settled_exactly:
+                coarse |= uncertain_cells(family)
+            if coarse.any():
+                made = amended(made, exact_maps(ledger, inner, cells, coarse))
+        decisions = ledger.decisions + inner.decisions
+        counted = decisions, ledger.settled_exactly + inner.settled_exactly
+        renumbered = cells._replace(facet=number[cells.facet])
+        return Found(renumbered, shape, signs, made, labels, status, counted)
+
+    with ThreadPoolExecutor(1) as pool:
+        making = pool.submit(maps_or_family, family, status)
+        cells = ENGINES[window.dimension].cells(ledger, done.mesh, family.generations[-1].u)
+        inner = merging.witnesses(ledger, cells)
         used = np.zeros(ledger.vertices.size, bool)
         used[cells.corner] = True
         number, used = np.cumsum(used) - 1, np.flatnonzero(used)
         corner, u = number[cells.corner], ledger.vertices.u.take(used, axis=0)
-    shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, cells.size)
-    maps = making.result()
-    if status == Status.COMPLETE:
-        coarse = ~cells.inside
-        if ledger.settled_exactly:
-            coarse |= uncertain_cells(family)
-        if coarse.any():
-            maps = amended(maps, exact_maps(ledger, inner, cells, coarse))
-    counted = ledger.decisions + inner.decisions, ledger.settled_exactly + inner.settled_exactly
-    cells = cells._replace(facet=number[cells.facet])
-    return assembled(net, window, Found(cells, shape, signs, maps, labels, status, counted))
+        shape = Polytopes(u, ledger.vertices.error[used], cells.start, corner, cells.size)
+        try:
+            return assembled(net, window, found(status, making.result))
+        except Stopped:
+            status = stopped(limits) or Status.INTERRUPTED
+            return assembled(net, window, found(status, partial(maps_of, family, status)))
 
 
 def _stop(limits: Limits, faces: int) -> Status:

@@ -150,13 +150,15 @@ class Walk:
     # Steps ---------------------------------------------------------------------------------------
 
     def constant(self, value: Any) -> Any:
-        """A constant in the program's precision, in NumPy wherever its numbers are known."""
+        """A constant in the program's precision, in NumPy wherever its numbers are known.
+
+        A copy: jax, too, may share the memory of an array that the caller changes later.
+        """
         if is_traced(value):
             return value.astype(self.dtype) if is_float(value) else value
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
             return value  # random keys
-        value = np.asarray(value)
-        return value.astype(self.dtype, copy=False) if is_float(value) else value
+        return np.array(value, self.dtype if is_float(value) else None)
 
     def emit(self, eqn: JaxprEqn, operands: list[Any], depth: int) -> list[Slot]:
         """The equation itself as a step; affine outputs of this depth."""
