@@ -132,7 +132,7 @@ def test_a_partition_ends_while_maps_are_made_in_rationals(monkeypatch, k):
     np.testing.assert_array_equal(some.patterns[0], full.patterns[0])
 
 
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_partition_ends_in_the_middle_of_a_stage(monkeypatch, k):
     net = traced(recipe((2, 8, 8, 8), 0))
     window = jr.Window(np.zeros(2), 2.0, basis=np.eye(2)[:, :k])

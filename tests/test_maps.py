@@ -250,7 +250,11 @@ def map_of(layers, signs, center):
 
 @pytest.mark.parametrize(
     ("k", "seed", "digits"),
-    [(2, 4, 16), (2, 37, 14), pytest.param(3, 49, 16, marks=pytest.mark.slow)],
+    [
+        pytest.param(2, 4, 16, marks=pytest.mark.slow),
+        (2, 37, 14),
+        pytest.param(3, 49, 16, marks=pytest.mark.slow),
+    ],
 )
 def test_maps_in_windows_as_small_as_rounding(k, seed, digits):
     """Around a point where k lines of the first layer cross, floats do not know the signs."""
@@ -269,7 +273,7 @@ def test_maps_in_windows_as_small_as_rounding(k, seed, digits):
         chex.assert_trees_all_close((slope, shift), wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_maps_far_from_the_origin(seed):
     """Where inputs of 1e8 hide what happens within 1e-8 of them."""
     rng = np.random.default_rng(seed)

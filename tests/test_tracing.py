@@ -400,8 +400,15 @@ def test_a_matrix_times_a_vector_keeps_the_precision_of_both():
     assert of == {(3, 4): jax.lax.Precision.HIGHEST, (4,): jax.lax.Precision.DEFAULT}
 
 
-@pytest.mark.parametrize("convert", [np.asarray, jnp.asarray])
-@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("convert", "known"),
+    [
+        (np.asarray, True),
+        (jnp.asarray, False),
+        pytest.param(np.asarray, False, marks=pytest.mark.slow),
+        pytest.param(jnp.asarray, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_traced_function_keeps_its_numbers(convert, known):
     """Weights changed in place later are those of another function."""
     rng = np.random.default_rng(0)
