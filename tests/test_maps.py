@@ -16,7 +16,7 @@ from processes import with_peak
 from small_networks import gaussian_layers, traced
 
 import jaxregions as jr
-from jaxregions.engines import maps
+from jaxregions.engines import maps, signs
 from jaxregions.partitions import assembly, reading
 from jaxregions.tracing import levels_of
 
@@ -271,6 +271,15 @@ def test_maps_in_windows_as_small_as_rounding(k, seed, digits):
         signs = [pattern[cell] for pattern in part.patterns]
         wanted = map_of(layers, signs, center)
         chex.assert_trees_all_close((slope, shift), wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("least", "close"), [(6e-12, True), (7e-12, False), (0.0, False)])
+def test_values_within_64_errors_may_be_uncertain_between_vertices(least, close):
+    values, error = np.array([[0.0, -1.0], [2.0, least]]), np.array([1e-14, 1e-13])
+    bits = np.zeros((2, 1), np.uint64)
+    rows = np.zeros(0, np.int64)
+    known = signs.Signs(np.arange(2), values, error, bits, bits, rows, rows)
+    assert signs.close(known) == close
 
 
 @pytest.mark.parametrize("seed", range(2))

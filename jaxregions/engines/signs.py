@@ -16,6 +16,7 @@ from jaxregions.tracing import bounded_values, compiled, is_slot, prepare
 
 __all__ = [
     "Signs",
+    "close",
     "evaluate",
     "evaluating",
     "one_bits",
@@ -105,6 +106,17 @@ def evaluating(ledger: Ledger, ids: np.ndarray, stage: int, early: int = 0) -> C
     ahead = early // (8 * ROWS[1] * max(net.stages[stage].size, 1))
     collected = begun(run, count, inputs, _with_bits, ledger.pause, max(ahead, AHEAD))
     return lambda: _settled(ledger, ids, stage, *collected())
+
+
+def close(signs: Signs) -> bool:
+    """Whether float64 may not know all signs at the middle of some vertices though it does at them.
+
+    Of n vertices on one side of a line at most all but one lie on it, so the mean of their values
+    is at least an n-th of the largest. Asks whether values are 0 or 64 times the largest error.
+    """
+    limit = 64 * signs.error.max(initial=0.0)
+    parts = np.array_split(signs.values, 1 + len(signs.values) // ROWS[1])
+    return any(np.count_nonzero(np.abs(v) < limit) > np.count_nonzero(v == 0) for v in parts)
 
 
 def uncertain(ledger: Ledger, u: np.ndarray, stage: int) -> np.ndarray:

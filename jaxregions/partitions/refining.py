@@ -17,7 +17,7 @@ from jaxregions.engines.maps import Family, Generation, begin_maps, uncertain_ce
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import hits, sign_bits
-from jaxregions.engines.signs import Signs, evaluating, patterns
+from jaxregions.engines.signs import Signs, close, evaluating, patterns
 from jaxregions.engines.steps import EARLY
 from jaxregions.partitions.assembly import (
     Found,
@@ -44,7 +44,7 @@ def refined(
     windows = window.reshape(1)
     engine = ENGINES[window.dimension]
     ledger = Ledger(net, windows, corners(windows), pause=pausing(limits))
-    done = Done(engine.begin(1), [], [])
+    done = Done(engine.begin(1), [], [], False)
     whole = Generation(np.zeros((1, window.dimension)), np.zeros(1, np.int64))
     family = Family(ledger, [whole])
     status = Status.COMPLETE
@@ -57,7 +57,7 @@ def refined(
     try:
         evaluate_at(0, done.mesh.vertices)
         for stage, layer in enumerate(net.stages):
-            mesh, tables, signs = done
+            mesh, tables, signs, _ = done
             status = _stop(limits, mesh.faces)
             if status != Status.COMPLETE:
                 break
@@ -73,7 +73,7 @@ def refined(
             table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
             if window.dimension == 2:
                 signs = [*signs, unpacked(*face_signs(new, cuts), layer.size)]
-            done = Done(new, [*tables, table], signs)
+            done = Done(new, [*tables, table], signs, done.close or close(at_vertices))
             watch(0, new.faces)
     except (KeyboardInterrupt, Stopped):
         status = stopped(limits) or Status.INTERRUPTED
@@ -82,12 +82,13 @@ def refined(
 
 
 class Done(NamedTuple):
-    """The stages that were finished: the mesh, their tables, and for k = 2 the signs on the cells
-    after each of them."""
+    """The stages that were finished: the mesh, their tables, for k = 2 the signs on the cells after
+    each of them, and whether float64 may not know them at the cells' middles."""
 
     mesh: Any
     tables: list[StageTable]
     signs: list[np.ndarray]
+    close: bool
 
 
 def _finished(
@@ -104,10 +105,8 @@ def _finished(
         labels = labelled(net, cells, signs, tables, status, agree)
         made = maps()
         if status == Status.COMPLETE:
-            # Where all signs at vertices are certain, with bounds that are far from what happens,
-            # those between them are.
             coarse = ~cells.inside
-            if ledger.settled_exactly:
+            if done.close or ledger.settled_exactly:
                 coarse |= uncertain_cells(family)
             if coarse.any():
                 made = amended(made, exact_maps(ledger, inner, cells, coarse))
