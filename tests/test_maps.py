@@ -16,7 +16,7 @@ from processes import with_peak
 from small_networks import gaussian_layers, traced
 
 import jaxregions as jr
-from jaxregions.engines import maps, signs
+from jaxregions.engines import maps, points, signs
 from jaxregions.partitions import assembly, reading
 from jaxregions.tracing import levels_of
 
@@ -275,11 +275,13 @@ def test_maps_in_windows_as_small_as_rounding(k, seed, digits):
 
 @pytest.mark.parametrize(("least", "close"), [(6e-12, True), (7e-12, False), (0.0, False)])
 def test_values_within_64_errors_may_be_uncertain_between_vertices(least, close):
-    values, error = np.array([[0.0, -1.0], [2.0, least]]), np.array([1e-14, 1e-13])
-    bits = np.zeros((2, 1), np.uint64)
-    rows = np.zeros(0, np.int64)
-    known = signs.Signs(np.arange(2), values, error, bits, bits, rows, rows)
-    assert signs.close(known) == close
+    values, error = np.array([[0.0, -1.0], [2.0, least], [3, 3]]), np.array([1e-14, 1e-13, 1e-3])
+    bits = np.zeros((3, 1), np.uint64)
+    zeros = np.nonzero(values == 0)
+    known = signs.Signs(np.arange(3), values, error, bits, bits, *zeros)
+    at = points.Vertices(np.zeros((3, 2)), np.array([0, 0, 1e-3]), *np.zeros((6, 3), np.int64))
+    ledger = points.Ledger(None, jr.Window(np.zeros((1, 2)), 1.0), at)
+    assert signs.close(ledger, known) == close
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -108,15 +108,18 @@ def evaluating(ledger: Ledger, ids: np.ndarray, stage: int, early: int = 0) -> C
     return lambda: _settled(ledger, ids, stage, *collected())
 
 
-def close(signs: Signs) -> bool:
+def close(ledger: Ledger, signs: Signs) -> bool:
     """Whether float64 may not know all signs at the middle of some vertices though it does at them.
 
     Of n vertices on one side of a line at most all but one lie on it, so the mean of their values
-    is at least an n-th of the largest. Asks whether values are 0 or 64 times the largest error.
+    is at least an n-th of the largest. Asks whether values are 0 or 64 times the largest error at
+    points that are known exactly, as middles are: the corners of the window.
     """
-    limit = 64 * signs.error.max(initial=0.0)
+    exact_ones = ledger.vertices.error.take(signs.ids) == 0
+    limit = 64 * signs.error[exact_ones].max(initial=0.0)
     parts = np.array_split(signs.values, 1 + len(signs.values) // ROWS[1])
-    return any(np.count_nonzero(np.abs(v) < limit) > np.count_nonzero(v == 0) for v in parts)
+    near = sum(np.count_nonzero(np.abs(values) < limit) for values in parts)
+    return near > len(signs.zero_row)
 
 
 def uncertain(ledger: Ledger, u: np.ndarray, stage: int) -> np.ndarray:

@@ -73,7 +73,7 @@ def refined(
             table = StageTable(mesh.faces, new.faces, found, *cut, new.parent)
             if window.dimension == 2:
                 signs = [*signs, unpacked(*face_signs(new, cuts), layer.size)]
-            done = Done(new, [*tables, table], signs, done.close or close(at_vertices))
+            done = Done(new, [*tables, table], signs, done.close or close(ledger, at_vertices))
             watch(0, new.faces)
     except (KeyboardInterrupt, Stopped):
         status = stopped(limits) or Status.INTERRUPTED
