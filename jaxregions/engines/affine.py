@@ -195,8 +195,7 @@ def _exact_slope(ledger, inner, cells, cell: int, points) -> np.ndarray:
 
 
 def exact_maps(ledger: Ledger, inner: Ledger, cells: Cells, wanted: np.ndarray) -> SomeMaps:
-    """The maps of some cells (F,), made in rationals and rounded."""
-    wanted = np.flatnonzero(wanted)
+    """The maps of some cells (n,), in order, made in rationals and rounded."""
     points = _points(ledger, cells)
     slopes, shifts = [], []
     for cell in wanted.tolist():

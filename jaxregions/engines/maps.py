@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.engines.points import Ledger, lift
-from jaxregions.engines.signs import uncertain
+from jaxregions.engines.signs import float_signs
 from jaxregions.engines.steps import AHEAD, EARLY, ROWS
 from jaxregions.tracing import CPAFunction, compiled, level_values, levels_of, prepare
 
@@ -27,10 +27,10 @@ __all__ = [
     "SomeMaps",
     "affine_maps",
     "begin_maps",
+    "float_maps",
     "outputs_of",
     "put",
     "some_maps",
-    "uncertain_cells",
 ]
 
 
@@ -156,13 +156,21 @@ def affine_maps(family: Family) -> tuple[np.ndarray, np.ndarray]:
     return slope, intercept
 
 
-def uncertain_cells(family: Family) -> np.ndarray:
-    """(F,) last cells whose maps depend on signs that float64 leaves open, at their points or at
-    those of the cells that they came from."""
-    open_ = np.zeros(len(family.generations[0].u), bool)
-    for stage, (u, parent) in enumerate(family.generations[1:]):
-        open_ = open_.take(parent) | uncertain(family.ledger, u, stage)
-    return open_
+def float_maps(family: Family, signs: list[np.ndarray], cells: np.ndarray) -> np.ndarray:
+    """(n,) of which last cells the float64 maps are theirs: certain signs at their points, and at
+    those of the cells that they came from, are the cells' own.
+
+    Args:
+      signs: per stage, on all last cells. cells: (n,) the numbers of those that are asked about.
+    """
+    sure, at = np.ones(len(cells), bool), cells
+    for stage in reversed(range(len(signs) if len(cells) else 0)):
+        u, parent = family.generations[stage + 1]
+        distinct, row = np.unique(at, return_inverse=True)
+        found = float_signs(family.ledger, u.take(distinct, axis=0), stage)
+        sure &= (found.take(row, axis=0) == signs[stage].take(cells, axis=0)).all(axis=1)
+        at = parent.take(at)
+    return sure
 
 
 def put(

@@ -19,12 +19,12 @@ __all__ = [
     "close",
     "evaluate",
     "evaluating",
+    "float_signs",
     "one_bits",
     "packed",
     "patterns",
     "rows_patterns",
     "settled",
-    "uncertain",
 ]
 
 UNDECIDED = 2
@@ -119,11 +119,12 @@ def close(ledger: Ledger, signs: Signs) -> bool:
     limit = 64 * signs.error[exact_ones].max(initial=0.0)
     parts = np.array_split(signs.values, 1 + len(signs.values) // ROWS[1])
     near = sum(np.count_nonzero(np.abs(values) < limit) for values in parts)
-    return near > len(signs.zero_row)
+    return int(near) > len(signs.zero_row)
 
 
-def uncertain(ledger: Ledger, u: np.ndarray, stage: int) -> np.ndarray:
-    """(F,) whether float64 leaves a sign of the stage open at points u of the ledger's window."""
+def float_signs(ledger: Ledger, u: np.ndarray, stage: int) -> np.ndarray:
+    """(F, n) int8 the certain signs of the stage at points u of the ledger's window, else
+    UNDECIDED."""
     prepared, at = prepare(ledger.net), ledger.vertices.rows(np.zeros(len(u), np.int64))
     at = at._replace(u=u, error=np.zeros(len(u)))
     step = compiled(_rows_signs, prepared.structure, static=(4,))
@@ -136,7 +137,7 @@ def uncertain(ledger: Ledger, u: np.ndarray, stage: int) -> np.ndarray:
         run,
         len(u),
         lambda part: lifted(ledger, at, part),
-        lambda value, _: (np.isnan(value).any(axis=1),),
+        lambda value, _: (np.where(np.isnan(value), UNDECIDED, np.sign(value)).astype(np.int8),),
         ledger.pause,
     )
     return found

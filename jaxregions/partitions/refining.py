@@ -13,7 +13,7 @@ from jaxregions.engines import merging
 from jaxregions.engines.affine import exact_maps, same_maps
 from jaxregions.engines.flips import face_signs, unpacked
 from jaxregions.engines.frontier import ENGINES, Limits, Status, Stopped, pausing, stopped
-from jaxregions.engines.maps import Family, Generation, begin_maps, uncertain_cells
+from jaxregions.engines.maps import Family, Generation, begin_maps, float_maps
 from jaxregions.engines.points import Ledger, corners
 from jaxregions.engines.polytopes import Polytopes
 from jaxregions.engines.records import hits, sign_bits
@@ -105,11 +105,11 @@ def _finished(
         labels = labelled(net, cells, signs, tables, status, agree)
         made = maps()
         if status == Status.COMPLETE:
-            coarse = ~cells.inside
-            if done.close or ledger.settled_exactly:
-                coarse |= uncertain_cells(family)
-            if coarse.any():
-                made = amended(made, exact_maps(ledger, inner, cells, coarse))
+            every = done.close or ledger.settled_exactly > 0
+            doubtful = np.flatnonzero(every | ~cells.inside)
+            wrong = doubtful[~float_maps(family, signs, doubtful)]
+            if len(wrong):
+                made = amended(made, exact_maps(ledger, inner, cells, wrong))
         decisions = ledger.decisions + inner.decisions
         counted = decisions, ledger.settled_exactly + inner.settled_exactly
         renumbered = cells._replace(facet=number[cells.facet])

@@ -9,7 +9,7 @@ import numpy as np
 from jaxregions.engines.facets import Facets, facets
 from jaxregions.engines.frontier import Limits, Status
 from jaxregions.engines.leaves import leaves, stage_tables, witnesses
-from jaxregions.engines.maps import Family, Generation, uncertain_cells
+from jaxregions.engines.maps import Family, Generation, float_maps
 from jaxregions.engines.polytopes import polytopes, unshaped
 from jaxregions.engines.records import Cells
 from jaxregions.engines.search import Stopped
@@ -53,7 +53,7 @@ def grown(
         if status == Status.COMPLETE:
             coarse = np.array([without_floats(cell) for cell in leaf], bool)
             if search.settled_exactly + inner.settled_exactly:
-                coarse |= uncertain_cells(family)
+                coarse |= ~float_maps(family, signs, np.arange(len(leaf)))
             put_exact_maps(inner, leaf, coarse, *maps)
         return maps
 
