@@ -16,8 +16,8 @@ from processes import with_peak
 from small_networks import gaussian_layers, traced
 
 import jaxregions as jr
-from jaxregions.engines import maps, points, signs
-from jaxregions.partitions import assembly, reading
+from jaxregions.engines import maps, planar, points, signs
+from jaxregions.partitions import assembly, reading, refining
 from jaxregions.tracing import levels_of
 
 RNG = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def on_demand(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "cells", [[], [40, 3, 3, 17], np.zeros(0, int), [-0], slice(5, 30), slice(None, None, -3)]
+    "cells", [[], [40, 3, 3, 17], np.zeros(0, int), [0], slice(5, 30), slice(None, None, -3)]
 )
 def test_maps_of_some_cells_are_theirs(on_demand, cells):
     whole, part = on_demand
@@ -302,6 +302,28 @@ def test_maps_far_from_the_origin(seed):
     wanted = (part.patterns[0] > 0) * np.array([weight[0], 1, 1])
     np.testing.assert_allclose(part.slope[..., 0], wanted)
     assert len(part.witness) == 4
+
+
+@pytest.mark.parametrize("near", [False, True])
+def test_maps_are_checked_of_slivers_and_of_all_where_signs_are_close(monkeypatch, near):
+    asked, real = [], planar._seen_from
+
+    def seen_from(*args):
+        inside, area = real(*args)
+        inside[2] = False
+        return inside, area
+
+    def float_maps(family, known, cells):
+        asked.append(cells.tolist())
+        return maps.float_maps(family, known, cells)
+
+    monkeypatch.setattr(planar, "_seen_from", seen_from)
+    monkeypatch.setattr(refining, "close", lambda *_: near)
+    monkeypatch.setattr(refining, "float_maps", float_maps)
+    net = traced(gaussian_layers(0, (2, 5, 4, 2)))
+    part = jr.partition(net, jr.Window(np.zeros(2), 1.0), affine=False)
+    assert part.settled_exactly == 0
+    assert asked == [list(range(len(part.witness))) if near else [2]]
 
 
 LARGE = """
