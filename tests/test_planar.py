@@ -302,3 +302,20 @@ def test_faces_are_cycles_with_one_head_each(heads, message):
     else:
         with pytest.raises(RuntimeError, match=message):
             from_cycles(*given)
+
+
+def test_dead_layers_are_exactly_zero_without_rationals():
+    # Where both units of layer 2 are dead, all of layer 3 is zero: at hundreds of vertices.
+    rng = np.random.default_rng(0)
+    first, shift = rng.normal(size=(24, 2)), rng.normal(size=24) * 0.1
+    second, third = -np.abs(rng.normal(size=(2, 24))), rng.normal(size=(5, 2))
+
+    def f(x):
+        return jax.nn.relu(third @ jax.nn.relu(second @ jax.nn.relu(first @ x + shift)))
+
+    net, window = jr.trace(f, np.zeros(2)), jr.Window(np.zeros(2), 1.0)
+    counts, part = jr.count_regions(net, window), jr.partition(net, window)
+    assert counts.by_stage.tolist() == [266, 266, 266]
+    assert counts.certified
+    assert part.affine_regions == 1
+    assert counts.settled_exactly == part.settled_exactly == 0

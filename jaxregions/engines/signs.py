@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jaxregions import exact
 from jaxregions.engines.points import Ledger, U, values
 from jaxregions.engines.steps import AHEAD, ROWS, begun, in_steps, lifted, pinned
-from jaxregions.tracing import bounded_values, compiled, is_slot, prepare
+from jaxregions.tracing import bounded_values, compiled, is_slot, largest_bound, prepare
 
 __all__ = [
     "Signs",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 UNDECIDED = 2
+FEW = 16  # undecided vertices that are not worth compiling for
 
 
 class Signs(NamedTuple):
@@ -56,15 +58,12 @@ def _sign(value: Any, bound: Any) -> Any:
     return jnp.where((value == 0) & (bound == 0), 0, sign).astype(jnp.int8)
 
 
-def _rows_signs(prepared: Any, x: Any, error: Any, vanishing: Any, stage: int):
-    """Values, NaN where their signs are not certain, and the largest of their errors."""
+def _rows_signs(prepared: Any, x: Any, error: Any, vanishing: Any, stage: int, tight: bool):
+    """Values, NaN where their signs are not certain, and a bound on all their errors."""
 
     def one(point, e, pins):
-        value, bound = bounded_values(prepared, point, e, stage, pins)
+        (value, bound), largest = largest_bound(prepared, point, e, stage, pins, tight)
         sure = (abs(value) > bound) | ((value == 0) & (bound == 0))
-        # As integers, which have the same order: XLA makes the maximum of floats one by one.
-        bits = jax.lax.bitcast_convert_type(bound, jnp.int64)
-        largest = jax.lax.bitcast_convert_type(jnp.max(bits, initial=0), jnp.float64)
         return jnp.where(sure, value, jnp.nan), largest
 
     return jax.vmap(one)(x.reshape(-1, *prepared.net.input_shape), error, vanishing)
@@ -82,7 +81,11 @@ def rows_patterns(prepared: Any, x: Any, error: Any, stages: int):
 
 
 def evaluate(ledger: Ledger, ids: np.ndarray, stage: int) -> Signs:
-    """Values and exact signs of the stage at these vertices; undecided signs in rationals."""
+    """Values and exact signs of the stage at these vertices.
+
+    With bounds from norms alone, what is undecided with tighter ones, and what still is in
+    rationals.
+    """
     return evaluating(ledger, ids, stage)()
 
 
@@ -92,20 +95,36 @@ def evaluating(ledger: Ledger, ids: np.ndarray, stage: int, early: int = 0) -> C
     compares = any(is_slot(g.right) for g in net.stages[stage].groups)
     vertices = ledger.vertices.rows(ids)
 
-    def inputs(part):
+    def inputs(vertices, part):
         point = lifted(ledger, vertices, part)
         return (*point, pinned(ledger, vertices, part)) if compares else point
 
     prepared = prepare(net)
-    step = compiled(_rows_signs, prepared.structure, static=(4,))
+    step = compiled(_rows_signs, prepared.structure, static=(4, 5))
 
-    def run(x, error, vanishing=None):
+    def run(x, error, vanishing=None, tight=False):
         with jax.enable_x64(True):
-            return step(prepared, x, error, vanishing, stage)
+            return step(prepared, x, error, vanishing, stage, tight)
+
+    def tighter(rows):
+        some = partial(inputs, vertices.rows(rows))
+        return in_steps(partial(run, tight=True), len(rows), some, _with_bits, ledger.pause)
 
     ahead = early // (8 * ROWS[1] * max(net.stages[stage].size, 1))
-    collected = begun(run, count, inputs, _with_bits, ledger.pause, max(ahead, AHEAD))
-    return lambda: _settled(ledger, ids, stage, *collected())
+    every = partial(inputs, vertices)
+    collected = begun(run, count, every, _with_bits, ledger.pause, max(ahead, AHEAD))
+
+    def signs():
+        found = collected()
+        value, _, *bits = found
+        rows = _uncertain(value, *bits)
+        rows = rows[np.isnan(value[rows]).any(axis=1)]
+        if len(rows) > FEW:
+            for column, better in zip(found, tighter(rows), strict=True):
+                column[rows] = better
+        return _settled(ledger, ids, stage, *found)
+
+    return signs
 
 
 def close(ledger: Ledger, signs: Signs) -> bool:
@@ -127,11 +146,11 @@ def float_signs(ledger: Ledger, u: np.ndarray, stage: int) -> np.ndarray:
     UNDECIDED."""
     prepared, at = prepare(ledger.net), ledger.vertices.rows(np.zeros(len(u), np.int64))
     at = at._replace(u=u, error=np.zeros(len(u)))
-    step = compiled(_rows_signs, prepared.structure, static=(4,))
+    step = compiled(_rows_signs, prepared.structure, static=(4, 5))
 
     def run(x, error):
         with jax.enable_x64(True):
-            return step(prepared, x, error, None, stage)
+            return step(prepared, x, error, None, stage, True)
 
     (found,) = in_steps(
         run,
@@ -143,11 +162,16 @@ def float_signs(ledger: Ledger, u: np.ndarray, stage: int) -> np.ndarray:
     return found
 
 
+def _uncertain(value: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+    """The rows in which values are exactly zero or of unknown sign."""
+    certain = np.bitwise_count(positive | negative).sum(axis=1, dtype=np.int64)
+    return np.flatnonzero(certain < value.shape[1])
+
+
 def _settled(ledger, ids, stage, value, error, positive, negative) -> Signs:
     """What is not certain made in rationals."""
     ledger.decisions += value.size
-    certain = np.bitwise_count(positive | negative).sum(axis=1, dtype=np.int64)
-    rows = np.flatnonzero(certain < value.shape[1])
+    rows = _uncertain(value, positive, negative)
     if not len(rows):
         return Signs(ids, value, error, positive, negative, rows, rows)
     sign = np.sign(value[rows])  # NaN: undecided

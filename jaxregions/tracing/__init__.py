@@ -1,6 +1,6 @@
 """From a function to its switching values: the only room that touches jax.extend."""
 
-from jaxregions.tracing.bounds import bounded_outputs, bounded_values, prepare
+from jaxregions.tracing.bounds import bounded_outputs, bounded_values, largest_bound, prepare
 from jaxregions.tracing.changes import changed_outputs, pieces_of
 from jaxregions.tracing.flatten import NotPiecewiseAffineError
 from jaxregions.tracing.gradients import bounded_gradient, prepare_reverse
@@ -26,6 +26,7 @@ __all__ = [
     "exact_values",
     "fixed_signs",
     "is_slot",
+    "largest_bound",
     "level_values",
     "levels_of",
     "pieces_of",

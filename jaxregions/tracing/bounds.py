@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from fractions import Fraction
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -16,18 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.exact import gamma
-from jaxregions.tracing.error_rules import (
-    TINY,
-    Tracked,
-    U,
-    minus,
-    norm2,
-    tracked,
-)
+from jaxregions.tracing.error_rules import minus, tracked
 from jaxregions.tracing.flatten import is_float
 from jaxregions.tracing.network import CPAFunction
 from jaxregions.tracing.norms import linear_norms
 from jaxregions.tracing.structure import Structure, compiled
+from jaxregions.tracing.tracked import TINY, Tracked, U, most, norm2
 from jaxregions.tracing.walk import Group, Slot, Step, is_slot, visited
 
 __all__ = [
@@ -39,6 +34,7 @@ __all__ = [
     "bounded_values",
     "constants_of",
     "evaluated",
+    "largest_bound",
     "needed",
     "prepare",
     "rounding_of",
@@ -103,11 +99,24 @@ def bounded_values(
 
     Source: MATHEMATICS.md, exact partitions.
     """
+    return largest_bound(prepared, x, error, stage, vanishing)[0]
+
+
+def largest_bound(
+    prepared: Prepared, x: Any, error: Any, stage: int, vanishing: Any = None, tight: bool = True
+) -> tuple[Bounded, Any]:
+    """``bounded_values``, and a number that no bound is above.
+
+    Args:
+      tight: False: bounds that may be several times larger and do not see that all of a layer is
+        exactly zero, from norms alone. That takes half the time.
+    """
     groups = prepared.net.stages[stage].groups
     slots = [s for g in groups for s in (g.left, g.right) if is_slot(s)]
-    env = evaluated(prepared, x, error, slots, vanishing)
+    env = evaluated(prepared, x, error, slots, vanishing, tight)
     parts = [_difference(env, g, r) for g, r in zip(groups, prepared.rights[stage], strict=True)]
-    return Bounded(*(jnp.concatenate(column) for column in zip(*parts, strict=True)))
+    values, bounds, largest = zip(*parts, strict=True)
+    return Bounded(jnp.concatenate(values), jnp.concatenate(bounds)), reduce(jnp.maximum, largest)
 
 
 def bounded_outputs(prepared: Prepared, x: Any, error: Any) -> list[Bounded]:
@@ -125,9 +134,14 @@ def bounded_outputs(prepared: Prepared, x: Any, error: Any) -> list[Bounded]:
 
 
 def evaluated(
-    prepared: Prepared, x: Any, error: Any, slots: list[Slot], vanishing: Any = None
+    prepared: Prepared,
+    x: Any,
+    error: Any,
+    slots: list[Slot],
+    vanishing: Any = None,
+    tight: bool = True,
 ) -> dict[int, Tracked]:
-    """The slots that lead to these, at x and its error."""
+    """The slots that lead to these, at x and its error; tight: as for ``largest_bound``."""
     program = prepared.net.program
     if jnp.shape(x) != prepared.net.input_shape or jnp.result_type(x) != jnp.float64:
         raise ValueError(
@@ -138,7 +152,7 @@ def evaluated(
     pins = {} if vanishing is None else _pins(prepared)
     _pin(env, (program.input.index,), pins, vanishing)
     for i in needed(program.steps, slots, {program.input.index}):
-        _advance(env, program.steps[i], prepared.constants[i], prepared.extras[i])
+        _advance(env, program.steps[i], prepared.constants[i], prepared.extras[i], tight)
         _pin(env, program.steps[i].outputs, pins, vanishing)
     return env
 
@@ -169,15 +183,18 @@ def _pin(env: dict[int, Tracked], outputs: tuple[int, ...], pins: Pins, vanishin
             hit = (numbers[..., None] == vanishing).any(-1)
             right = Tracked(np.zeros(())) if right is None else right
             own, other = (np.zeros(()) if e is None else e for e in (t.error, right.error))
+            norms = (t.norm, None, t.most) if right.error is None else ()
             env[index] = Tracked(
-                jnp.where(hit, right.value, t.value), jnp.where(hit, other, own), t.norm
+                jnp.where(hit, right.value, t.value), jnp.where(hit, other, own), *norms
             )
 
 
-def _advance(env: dict[int, Tracked], step: Step, constants: Any, extra: Any) -> None:
+def _advance(
+    env: dict[int, Tracked], step: Step, constants: Any, extra: Any, tight: bool = True
+) -> None:
     parts = [env[o.index] if is_slot(o) else c for o, c in zip(step.inputs, constants, strict=True)]
     if step.name != "flush":
-        parts = visited(step, parts, lambda eqn, operands, _: tracked(eqn, operands, extra))
+        parts = visited(step, parts, lambda eqn, operands, _: tracked(eqn, operands, extra, tight))
     env.update(zip(step.outputs, parts, strict=True))
 
 
@@ -207,15 +224,15 @@ def needed(steps: list[Step], slots: list[Slot], known: set[int]) -> list[int]:
     return found[::-1]
 
 
-def _difference(env: dict[int, Tracked], group: Group, right: Any) -> tuple[Any, Any]:
+def _difference(env: dict[int, Tracked], group: Group, right: Any) -> tuple[Any, Any, Any]:
     left = env[group.left.index]
     other = env[group.right.index] if is_slot(group.right) else right
     t = left if other is None else minus(left, other)
     value, error = jnp.ravel(t.value), jnp.ravel(jnp.broadcast_to(t.error, jnp.shape(t.value)))
     if group.rows is None:
-        return value, error
+        return value, error, most(t)
     rows = np.flatnonzero(group.rows)
-    return value[rows], error[rows]
+    return value[rows], error[rows], most(t)
 
 
 # Preparation ------------------------------------------------------------------------------------

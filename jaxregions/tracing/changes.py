@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxregions.tracing.bounds import BILINEAR, Prepared, at_point, needed, stored_exactly
-from jaxregions.tracing.error_rules import MOVES, Tracked, minus, tracked
+from jaxregions.tracing.error_rules import MOVES, minus, tracked
 from jaxregions.tracing.flatten import JaxprEqn, bind, is_float, is_identity
 from jaxregions.tracing.network import CPAFunction
 from jaxregions.tracing.tables import Table, is_zero
+from jaxregions.tracing.tracked import Tracked
 from jaxregions.tracing.walk import Step, is_slot, visited
 
 __all__ = ["changed_outputs", "pieces_of"]

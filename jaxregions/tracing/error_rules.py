@@ -10,58 +10,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxregions.exact import gamma, unit_roundoff
-from jaxregions.tracing.flatten import bind, is_float, is_identity
+from jaxregions.exact import gamma
+from jaxregions.tracing.flatten import bind, is_identity
+from jaxregions.tracing.tracked import (
+    SMALL,
+    TINY,
+    UP,
+    Tracked,
+    U,
+    as_float,
+    error_of,
+    magnitude,
+    most,
+    nonzero,
+    norm2,
+    norm_of,
+    scale_of,
+    tightened,
+    underflow,
+)
 
-__all__ = [
-    "FLOOR",
-    "MOVES",
-    "TINY",
-    "LinearNorms",
-    "Tracked",
-    "U",
-    "added",
-    "minus",
-    "norm2",
-    "tracked",
-]
-
-U = unit_roundoff(np.float64)
-# Above every absolute error of underflow, multiples of 2^-1022, and its square is a normal number:
-# an error is either 0 or so large that a sum of squares shows it. Entries of a value below it that
-# are not 0 have an error.
-TINY = 2.0**-500
-_SMALL = 2.0**-400  # if no term is below, a sum is zero or far above TINY
-FLOOR = 2.0**-100
-_UP = 1 + 16 * U  # covers the roundings of a bound's own formula
-
-
-class Tracked(NamedTuple):
-    """A value of the program and what is known of its error.
-
-    error: bound on |value - exact| per entry, of the value's shape; None: exact. For predicates: 1
-      where the exact one may differ.
-    norm: bound on the Euclidean norm of value - exact; None: that of ``error``.
-    scale: bound on the Euclidean norm of value; None: look at the value.
-    """
-
-    value: Any
-    error: Any = None
-    norm: Any = None
-    scale: Any = None
+__all__ = ["MOVES", "LinearNorms", "added", "minus", "tracked"]
 
 
 class LinearNorms(NamedTuple):
     """Norms of the matrix W of x -> W x, rounded up; entries follow the shape of the output.
 
     row: sum_j |w_ij|; None where length times the Euclidean norm is as good.
-    length: (sum_j w_ij^2)^(1/2), at least ``FLOOR`` for a row that is not zero.
+    length: (sum_j w_ij^2)^(1/2), at least ``FLOOR`` for a row that is not zero; longest: the most.
     operator: the largest singular value, at most.
     frobenius: (sum_i length_i^2)^(1/2).
     terms: the most products that one output sums.
@@ -69,56 +52,13 @@ class LinearNorms(NamedTuple):
 
     row: Any
     length: Any
+    longest: Any
     operator: Any
     frobenius: Any
     terms: Any
 
 
 Rule = Callable[[Any, list[Tracked], Any], list[Tracked]]
-
-
-# Parts of the rules -----------------------------------------------------------------------------
-
-
-def _float(value: Any) -> Any:
-    return value if is_float(value) else jnp.asarray(value, float)
-
-
-def _abs(value: Any) -> Any:
-    return abs(_float(value))
-
-
-def _error(t: Tracked, shape: tuple[int, ...] | None = None) -> Any:
-    shape = jnp.shape(t.value) if shape is None else shape
-    return jnp.broadcast_to(0.0 if t.error is None else t.error, shape)
-
-
-def norm2(value: Any, xp: Any = jnp) -> Any:
-    """Euclidean norm, rounded up; 0 only if every entry is 0 (of values: or below ``TINY``)."""
-    size = max(math.prod(jnp.shape(value)), 1)
-    root = xp.sqrt(xp.sum(value * value))
-    return root * (1 + gamma(size + 8, np.float64)) + xp.where(root > 0, _underflow(size), 0.0)
-
-
-def _norm(t: Tracked, shape: tuple[int, ...]) -> Any:
-    if t.error is None:
-        return 0.0
-    return t.norm if t.norm is not None else norm2(_error(t, shape))
-
-
-def _scale(t: Tracked, shape: tuple[int, ...]) -> Any:
-    own = norm2(_float(t.value)) if t.scale is None else t.scale
-    repeats = math.prod(shape) / max(math.prod(jnp.shape(t.value)), 1)
-    return own if repeats == 1 else own * (math.sqrt(repeats) * _UP)
-
-
-def _nonzero(t: Tracked) -> Any:
-    """Where the exact value may differ from zero."""
-    return (_abs(t.value) > 0) if t.error is None else (_abs(t.value) + t.error > 0)
-
-
-def _underflow(size: int) -> float:
-    return math.sqrt(size) * TINY
 
 
 def _unknown(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
@@ -143,18 +83,17 @@ def _move(eqn: Any, parts: list[Tracked], _: Any = None) -> list[Tracked]:
     first = 1 if name == "select_n" else 0
     moved = _MOVED.get(name, range(first, len(parts)))
     values = bind(eqn, *(p.value for p in parts))
-    errors = bind(eqn, *(_error(p) if i in moved else p.value for i, p in enumerate(parts)))
+    errors = bind(eqn, *(error_of(p) if i in moved else p.value for i, p in enumerate(parts)))
     size = sum(math.prod(jnp.shape(parts[i].value)) for i in moved)
     if name == "gather" or sum(math.prod(v.shape) for v in values) > size:  # it may repeat entries
         return [Tracked(v, e) for v, e in zip(values, errors, strict=True)]
-    norms = [_norm(parts[i], jnp.shape(parts[i].value)) for i in moved]
+    norms = [norm_of(parts[i], jnp.shape(parts[i].value)) for i in moved]
+    largest = reduce(jnp.maximum, [most(parts[i]) for i in moved])
     if len(norms) == 1:
-        scale = parts[moved[0]].scale
-        return [Tracked(v, e, norms[0], scale) for v, e in zip(values, errors, strict=True)]
-    total = sum(norms) * _UP
-    return [
-        Tracked(v, e, jnp.minimum(total, norm2(e))) for v, e in zip(values, errors, strict=True)
-    ]
+        known = norms[0], parts[moved[0]].scale, largest
+    else:
+        known = reduce(jnp.hypot, norms) * (1 + gamma(8 * len(norms), np.float64)), None, largest
+    return [Tracked(v, e, *known) for v, e in zip(values, errors, strict=True)]
 
 
 def _identity(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:  # noqa: ARG001
@@ -171,22 +110,16 @@ def _matrix(eqn: Any, parts: list[Tracked], norms: LinearNorms | None) -> list[T
     (x,) = (p for p in parts if p.error is not None)
     (out,) = bind(eqn, *(p.value for p in parts))
     size, height = math.prod(jnp.shape(x.value)), norm2(x.value)
-    if norms.row is None:
-        largest = norm = norm2(x.error)
-    else:
-        largest = jnp.max(_error(x), initial=0.0)
-        norm = math.sqrt(size) * _UP * largest
-    norm = norm if x.norm is None else jnp.minimum(norm, x.norm)
+    norm, largest = norm_of(x, jnp.shape(x.value)), most(x)
+    if norms.row is not None:
+        norm = jnp.minimum(norm, math.sqrt(size) * UP * largest)
     # length >= FLOOR, so this covers underflow of n products.
-    live = jnp.where((height > 0) | (largest > 0), _SMALL, 0.0)
-    # An exact zero is multiplied and added without rounding.
-    used = jnp.sum(x.value != 0, dtype=jnp.int32).astype(float)
-    terms = jnp.minimum(used, norms.terms)
-    rounding = (terms + 1) * (U * (1 + gamma(64, np.float64))) / (1 - norms.terms * U)
+    live = jnp.where((height > 0) | (largest > 0), SMALL, 0.0)
+    rounding = (norms.terms + 1) * (U * (1 + gamma(64, np.float64))) / (1 - norms.terms * U)
     rounded = rounding * (height + live) + live
     # Partial sums are below length * height: no overflow goes unnoticed.
     rounded = jnp.where(norms.frobenius * height < 2.0**1000, rounded, jnp.inf)
-    error = norms.length * ((norm + rounded) * _UP)
+    error = norms.length * ((norm + rounded) * UP)
     if norms.row is not None:
         top = rounding * jnp.max(abs(x.value), initial=0.0)
         error = jnp.minimum(error, norms.row * (largest + top) + norms.length * live)
@@ -196,7 +129,8 @@ def _matrix(eqn: Any, parts: list[Tracked], norms: LinearNorms | None) -> list[T
             out,
             error,
             norms.operator * norm + norms.frobenius * rounded,
-            (norms.operator + rounding * norms.frobenius) * (height + live) * _UP,
+            (norms.operator + rounding * norms.frobenius) * (height + live) * UP,
+            norms.longest * ((norm + rounded) * UP),
         )
     ]
 
@@ -207,9 +141,11 @@ def _summed(terms: Callable[[Any], int]) -> Rule:
     def rule(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
         (x,) = parts
         relative = gamma(terms(eqn) + 8, np.float64)
-        (out,), (sizes,), (errors,) = (bind(eqn, v) for v in (x.value, _abs(x.value), _error(x)))
+        (out,), (sizes,), (errors,) = (
+            bind(eqn, v) for v in (x.value, magnitude(x.value), error_of(x))
+        )
         error = errors * (1 + relative) + relative * sizes
-        return [Tracked(out, error * _UP + jnp.where(sizes + errors > 0, TINY, 0.0))]
+        return [Tracked(out, error * UP + jnp.where(sizes + errors > 0, TINY, 0.0))]
 
     return rule
 
@@ -234,12 +170,12 @@ def _scatter(eqn: Any, parts: list[Tracked], relative: Any) -> list[Tracked]:
     def combined(a, b):
         return combine(a, index.value, b, **{k: eqn.params[k] for k in keys})
 
-    sizes = combined(_abs(x.value), _abs(update.value))
-    changes = _abs(update.value) if name == "scatter-mul" else _error(update)
-    errors = combined(_error(x), changes)
-    live = _nonzero(x) if name == "scatter-mul" else sizes + errors > 0
+    sizes = combined(magnitude(x.value), magnitude(update.value))
+    changes = magnitude(update.value) if name == "scatter-mul" else error_of(update)
+    errors = combined(error_of(x), changes)
+    live = nonzero(x) if name == "scatter-mul" else sizes + errors > 0
     error = errors * (1 + relative) + relative * sizes
-    return [Tracked(out, error * _UP + jnp.where(live, TINY, 0.0))]
+    return [Tracked(out, error * UP + jnp.where(live, TINY, 0.0))]
 
 
 # Elementwise ------------------------------------------------------------------------------------
@@ -247,27 +183,28 @@ def _scatter(eqn: Any, parts: list[Tracked], relative: Any) -> list[Tracked]:
 
 def minus(a: Tracked, b: Tracked) -> Tracked:
     """a - b."""
-    return _sum(a, b, _float(a.value) - _float(b.value))
+    return _sum(a, b, as_float(a.value) - as_float(b.value))
 
 
 def added(a: Tracked, b: Tracked) -> Tracked:
     """a + b."""
-    return _sum(a, b, _float(a.value) + _float(b.value))
+    return _sum(a, b, as_float(a.value) + as_float(b.value))
 
 
 def _sum(a: Tracked, b: Tracked, out: Any) -> Tracked:
     shape, size = jnp.shape(out), math.prod(jnp.shape(out))
-    smaller = jnp.minimum(_abs(a.value), _abs(b.value))
+    smaller = jnp.minimum(magnitude(a.value), magnitude(b.value))
     exact = [t for t in (a, b) if t.error is None]
     for t in exact:
-        smaller = _abs(t.value)
+        smaller = magnitude(t.value)
     unit = jnp.where(smaller == 0, 0.0, U)  # nothing is rounded in x + 0
-    below = jnp.where((smaller > 0) & (smaller < _SMALL), TINY, 0.0)
+    below = jnp.where((smaller > 0) & (smaller < SMALL), TINY, 0.0)
     inherited = sum((t.error for t in (a, b) if t.error is not None), start=0.0)
-    scale = _scale(a, shape) + _scale(b, shape)
-    norm = _norm(a, shape) + _norm(b, shape) + 2 * U * scale + _underflow(size)
-    error = (inherited + (unit * _abs(out) + below)) * _UP
-    return Tracked(out, jnp.broadcast_to(error, shape), norm * _UP, scale * _UP)
+    scale = scale_of(a, shape) + scale_of(b, shape)
+    norm = norm_of(a, shape) + norm_of(b, shape) + 2 * U * scale + underflow(size)
+    error = (inherited + (unit * magnitude(out) + below)) * UP
+    largest = (most(a) + most(b) + 2 * U * scale + TINY) * UP
+    return Tracked(out, jnp.broadcast_to(error, shape), norm * UP, scale * UP, largest)
 
 
 def _add(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
@@ -290,30 +227,32 @@ def _negative(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
 def _product(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
     a, b = parts if parts[0].error is not None else parts[::-1]
     (out,) = bind(eqn, *(p.value for p in parts))
-    error = _abs(b.value) * _UP * _error(a)
+    error = magnitude(b.value) * UP * error_of(a)
     if b.error is not None:
-        error = error + b.error * (_abs(a.value) + _error(a))
-    return [_scaled(out, a, b, error, _abs(b.value))]
+        error = error + b.error * (magnitude(a.value) + error_of(a))
+    return [_scaled(out, a, b, error, magnitude(b.value))]
 
 
 def _scaled(out: Any, a: Tracked, b: Tracked, error: Any, factor: Any) -> Tracked:
     """a times or over b, with the rounding of the operation still to add."""
     shape, size = jnp.shape(out), math.prod(jnp.shape(out))
-    tiny = jnp.where(_nonzero(b), TINY, 0.0)
-    error = (error + 2 * U * _abs(out)) * _UP + jnp.where(_nonzero(a), tiny, 0.0)
+    tiny = jnp.where(nonzero(b), TINY, 0.0)
+    error = (error + 2 * U * magnitude(out)) * UP + jnp.where(nonzero(a), tiny, 0.0)
     if b.error is not None:
         return Tracked(out, error)
-    most = jnp.max(factor, initial=0.0)
-    scale = most * _scale(a, shape) * _UP + _underflow(size)
-    norm = (most * _norm(a, shape) + 2 * U * scale + _underflow(size)) * _UP
-    return Tracked(out, error, norm, scale)
+    factor = jnp.max(factor, initial=0.0)
+    scale = factor * scale_of(a, shape) * UP + underflow(size)
+    rounding = 2 * U * scale + underflow(size)
+    norm = (factor * norm_of(a, shape) + rounding) * UP
+    largest = (factor * most(a) + rounding) * UP
+    return Tracked(out, error, norm, scale, largest)
 
 
 def _quotient(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
     a, b = parts
     (out,) = bind(eqn, a.value, b.value)
-    factor = 1 / _abs(b.value)
-    error = factor * _UP * _error(a)
+    factor = 1 / magnitude(b.value)
+    error = factor * UP * error_of(a)
     if b.error is not None:
         error = jnp.where(b.error > 0, jnp.inf, error)
     return [_scaled(out, a, b, error, factor)]
@@ -325,10 +264,12 @@ def _power(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
     (out,) = bind(eqn, x.value)
     if n == 1:
         return [x._replace(value=out)]
-    e = _error(x)
-    spread = jnp.where(e > 0, jnp.inf if n < 0 else 2 * (_abs(x.value) + e) ** abs(n), 0.0)
+    e = error_of(x)
+    spread = jnp.where(e > 0, jnp.inf if n < 0 else 2 * (magnitude(x.value) + e) ** abs(n), 0.0)
     relative = gamma(abs(n) + 8, np.float64)
-    return [Tracked(out, (spread + relative * _abs(out)) * _UP + jnp.where(_nonzero(x), TINY, 0.0))]
+    return [
+        Tracked(out, (spread + relative * magnitude(out)) * UP + jnp.where(nonzero(x), TINY, 0.0))
+    ]
 
 
 def _extremum(a: Tracked, b: Tracked, sign: int) -> Tracked:
@@ -336,14 +277,15 @@ def _extremum(a: Tracked, b: Tracked, sign: int) -> Tracked:
     pick = jnp.maximum if sign > 0 else jnp.minimum
     out = pick(a.value, b.value)
     shape = jnp.shape(out)
-    gap = sign * (_float(a.value) - _float(b.value)) * (1 - 4 * U)
-    one, other = _error(a, shape), _error(b, shape)
-    doubt = one if b.error is None else other if a.error is None else (one + other) * _UP
+    gap = sign * (as_float(a.value) - as_float(b.value)) * (1 - 4 * U)
+    one, other = error_of(a, shape), error_of(b, shape)
+    doubt = one if b.error is None else other if a.error is None else (one + other) * UP
     either = one if b.error is None else other if a.error is None else jnp.maximum(one, other)
     error = jnp.where(gap > doubt, one, jnp.where(gap < -doubt, other, either))
-    norm = _norm(a, shape) + _norm(b, shape)
-    scale = (_scale(a, shape) + _scale(b, shape)) * _UP
-    return Tracked(out, error, norm * _UP if b.error is not None else norm, scale)
+    norm = norm_of(a, shape) + norm_of(b, shape)
+    scale = (scale_of(a, shape) + scale_of(b, shape)) * UP
+    norm = norm * UP if b.error is not None else norm
+    return Tracked(out, error, norm, scale, jnp.maximum(most(a), most(b)))
 
 
 def _best(sign: int) -> Rule:
@@ -358,29 +300,29 @@ def _clamp(_: Any, parts: list[Tracked], __: Any) -> list[Tracked]:
 def _compared(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
     a, b = parts
     (out,) = bind(eqn, a.value, b.value)
-    doubt = (_error(a, out.shape) + _error(b, out.shape)) * _UP
-    known = abs(_float(a.value) - _float(b.value)) * (1 - 4 * U) > doubt
+    doubt = (error_of(a, out.shape) + error_of(b, out.shape)) * UP
+    known = abs(as_float(a.value) - as_float(b.value)) * (1 - 4 * U) > doubt
     return [Tracked(out, jnp.where(known | (doubt == 0), 0.0, 1.0))]
 
 
 def _sign(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
     (out,) = bind(eqn, parts[0].value)
-    e = _error(parts[0])
-    known = (_abs(parts[0].value) > e) | (e == 0)
-    return [Tracked(out, jnp.where(known, 0.0, 1 + _abs(out)))]
+    e = error_of(parts[0])
+    known = (magnitude(parts[0].value) > e) | (e == 0)
+    return [Tracked(out, jnp.where(known, 0.0, 1 + magnitude(out)))]
 
 
 def _logic(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
     (out,) = bind(eqn, *(p.value for p in parts))
-    doubt = sum((_error(p, out.shape) for p in parts), start=0.0)
+    doubt = sum((error_of(p, out.shape) for p in parts), start=0.0)
     return [Tracked(out, jnp.where(doubt > 0, 1.0 if out.dtype == bool else jnp.inf, 0.0))]
 
 
 def _cast(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
     (out,) = bind(eqn, parts[0].value)
     if out.dtype == bool:
-        return [Tracked(out, jnp.where(_error(parts[0]) > 0, 1.0, 0.0))]
-    return [Tracked(out, _error(parts[0]))]
+        return [Tracked(out, jnp.where(error_of(parts[0]) > 0, 1.0, 0.0))]
+    return [Tracked(out, error_of(parts[0]))]
 
 
 def _select(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
@@ -392,15 +334,15 @@ def _select(eqn: Any, parts: list[Tracked], _: Any) -> list[Tracked]:
         return _unknown(eqn, parts, None)
     (out,) = bind(eqn, *(p.value for p in parts))
     shape, doubt = out.shape, predicate.error > 0
-    values = [_float(b.value) for b in branches]
-    on_false, on_true = (_error(b, shape) for b in branches)
+    values = [as_float(b.value) for b in branches]
+    on_false, on_true = (error_of(b, shape) for b in branches)
     chosen = jnp.where(predicate.value, on_true, on_false)
-    jump = abs(values[0] - values[1]) * _UP
-    error = jnp.where(doubt, (jnp.maximum(on_true, on_false) + jump) * _UP, chosen)
-    norm = jnp.hypot(*(jnp.asarray(_norm(b, shape), float) for b in branches))
+    jump = abs(values[0] - values[1]) * UP
+    error = jnp.where(doubt, (jnp.maximum(on_true, on_false) + jump) * UP, chosen)
+    norm = jnp.hypot(*(jnp.asarray(norm_of(b, shape), float) for b in branches))
     jumps = norm2(jnp.where(doubt, jump, 0.0))
-    scale = sum(_scale(b, shape) for b in branches)
-    return [Tracked(out, error, (norm + jumps) * _UP, scale * _UP)]
+    scale = sum(scale_of(b, shape) for b in branches)
+    return [Tracked(out, error, (norm + jumps) * UP, scale * UP)]
 
 
 MOVES = (
@@ -434,11 +376,17 @@ RULES: dict[str, Rule] = {
 }
 
 
-def tracked(eqn: Any, operands: list[Any], extra: Any) -> list[Tracked]:
-    """One equation; ``extra`` is what its rule needs to know about its constants."""
+def tracked(eqn: Any, operands: list[Any], extra: Any, tight: bool = True) -> list[Tracked]:
+    """One equation.
+
+    Args:
+      extra: what its rule needs to know about its constants.
+      tight: look at all entries of the errors for their norms, which takes as long again.
+    """
     operands = [o if isinstance(o, Tracked) else Tracked(o) for o in operands]
     if is_identity(eqn):
         return operands
     if all(o.error is None for o in operands):
         return [Tracked(v) for v in bind(eqn, *(o.value for o in operands))]
-    return RULES.get(eqn.primitive.name, _unknown)(eqn, operands, extra)
+    found = RULES.get(eqn.primitive.name, _unknown)(eqn, operands, extra)
+    return list(map(tightened, found)) if tight else found

@@ -25,9 +25,10 @@ from jaxregions.tracing.bounds import (
     prepare,
     rounding_of,
 )
-from jaxregions.tracing.error_rules import MOVES, TINY, Tracked, added, tracked
+from jaxregions.tracing.error_rules import MOVES, added, tracked
 from jaxregions.tracing.flatten import JaxprEqn, bind, is_float, is_identity
 from jaxregions.tracing.network import CPAFunction
+from jaxregions.tracing.tracked import TINY, Tracked
 from jaxregions.tracing.walk import Slot, Step, is_slot
 
 __all__ = ["Reversible", "bounded_gradient", "prepare_reverse"]

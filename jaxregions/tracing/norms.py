@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from jaxregions.exact import gamma
-from jaxregions.tracing.error_rules import FLOOR, TINY, LinearNorms, U, norm2
+from jaxregions.tracing.error_rules import LinearNorms
+from jaxregions.tracing.tracked import FLOOR, TINY, U, norm2
 from jaxregions.tracing.walk import Step, is_slot
 
 __all__ = ["linear_norms"]
@@ -43,7 +44,8 @@ def linear_norms(step: Step) -> LinearNorms:
     operator = min(bound, schur) * slack
     if width > _FEW:  # |w|_1 is well above |w|_2; by shape alone, since it decides what is compiled
         row = None
-    return LinearNorms(row, length, operator, frobenius, float(terms))
+    longest = float(length.max(initial=0))
+    return LinearNorms(row, length, longest, operator, frobenius, float(terms))
 
 
 Sums = Callable[[np.ndarray], np.ndarray]
