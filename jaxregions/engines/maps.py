@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxregions.engines.edges import ragged
 from jaxregions.engines.points import Ledger, lift
 from jaxregions.engines.signs import float_signs
 from jaxregions.engines.steps import AHEAD, EARLY, ROWS
@@ -34,6 +35,9 @@ __all__ = [
 ]
 
 
+APART = 3  # directions that are differentiated one by one
+
+
 class SomeMaps(NamedTuple):
     """cells: (n,) in order; slope (n, m, k) and intercept (n, m) of their maps."""
 
@@ -50,53 +54,69 @@ class Generation(NamedTuple):
     parent: np.ndarray
 
 
+class Runs(NamedTuple):
+    """The cells of a generation in blocks, each with parents in one block: block i are the cells
+    start[i] .. start[i + 1] - 1, their parents are in block parents[i]."""
+
+    start: np.ndarray
+    parents: np.ndarray
+
+
 @dataclasses.dataclass
 class Family:
     """Cells after some stages, and what was made of their maps.
 
     ledger: of their window. generations: the window, then the cells after each stage.
     exactly: maps of cells of the last one, known otherwise.
-    made: per generation its blocks of maps, on the device, from the one needed last on.
+    runs: per generation its blocks. made: their maps, on the device, from the one needed last on.
     """
 
     ledger: Ledger
     generations: list[Generation]
     exactly: SomeMaps | None = None
+    runs: dict[int, Runs] = dataclasses.field(default_factory=dict)
     made: dict[int, dict[int, Any]] = dataclasses.field(default_factory=lambda: defaultdict(dict))
 
     @property
     def size(self) -> int:
-        """Cells in a block."""
+        """Cells in a block, at most."""
         return ROWS[len(self.generations[-1].u) > ROWS[0]]
 
 
-def _rows_level(prepared: Any, near: Any, far: Any, parent: Any, step: Any, u: Any, level: int):
-    """Maps of what a level makes: slopes (directions first) and the values at u; at the last level
-    the intercepts.
+def _rows_level(prepared: Any, known: Any, parent: Any, step: Any, u: Any, level: int):
+    """Maps of what a level makes, (slopes, value at u) per value; at the last level (k + 1, m), the
+    slopes and the intercept.
 
-    near, far: (slopes, values) per value that it knows, of two blocks of parents, at u - step.
+    known: the same per value that it starts from, of a block of parents, at u - step.
+
+    Slopes are k arrays where these are few: XLA then gathers and moves them in one loop over the
+    cells, in half the time.
     """
-    slots = levels_of(prepared.net)[level].known
-    last = level == len(prepared.net.stages)
+    slots, k = levels_of(prepared.net)[level].known, step.shape[1]
 
     def one(maps, step, u):
-        slopes = [s.reshape(-1, *slot.shape) for (s, _), slot in zip(maps, slots, strict=True)]
-        values = [
-            _moved(v.reshape(slot.shape), s, step)
-            for s, (_, v), slot in zip(slopes, maps, slots, strict=True)
-        ]
+        slopes, values = [], []
+        for slot, (s, v) in zip(slots, maps, strict=True):
+            apart = [d.reshape(slot.shape) for d in s] if k <= APART else None
+            slopes.append(s.reshape(k, *slot.shape) if apart is None else apart)
+            values.append(_moved(v.reshape(slot.shape), slopes[-1], step))
         made, along = jax.linearize(partial(level_values, prepared, level), values)
-        new = jax.vmap(along)(slopes)
-        if last:
-            made = [_moved(m, s, -u) for m, s in zip(made, new, strict=True)]
-        return list(zip(new, made, strict=True))
+        if k <= APART:
+            new = zip(*(along([s[i] for s in slopes]) for i in range(k)), strict=True)
+        else:
+            new = jax.vmap(along)(slopes)
+        if level < len(prepared.net.stages):
+            return list(zip(new, made, strict=True))
+        pairs = zip(new, made, strict=True)
+        stack = jnp.stack if k <= APART else jnp.asarray
+        return [jnp.concatenate([stack(s), _moved(m, s, -u)[None]]) for s, m in pairs]
 
-    known = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[parent], near, far)
-    return jax.vmap(one)(known, step, u)
+    taken = jax.tree.map(lambda m: m.at[parent].get(mode="promise_in_bounds"), known)
+    return jax.vmap(one)(taken, step, u)
 
 
 def _moved(value: Any, slopes: Any, step: Any) -> Any:
-    return value + sum(t * s for t, s in zip(step, slopes, strict=True))
+    return value + sum(t * slopes[i] for i, t in enumerate(step))
 
 
 def begin_maps(family: Family) -> None:
@@ -104,7 +124,7 @@ def begin_maps(family: Family) -> None:
     level, (count, k) = len(family.generations) - 1, family.generations[-1].u.shape
     numbers = sum(math.prod(s.shape) for s in levels_of(family.ledger.net)[level].made)
     if count > ROWS[0] and 8 * count * (k + 1) * numbers <= EARLY:
-        for i in range(-(-count // family.size)):
+        for i in range(len(_runs(family, level).parents)):
             _block(family, level, i)
 
 
@@ -135,23 +155,23 @@ def affine_maps(family: Family) -> tuple[np.ndarray, np.ndarray]:
       A (F, m, k) and a (F, m), float64, m the flattened outputs, from Jacobian-vector products.
     """
     (count, k), outputs = family.generations[-1].u.shape, outputs_of(family.ledger.net)
-    found = np.empty((count, k, outputs)), np.empty((count, outputs))
-    last, size, running = len(family.generations) - 1, family.size, deque()
+    found = np.empty((count, k + 1, outputs))
+    last, running = len(family.generations) - 1, deque()
+    start = _runs(family, last).start.tolist()
 
     def fetch():
-        start, [block] = running.popleft()
-        for column, rows in zip(found, block, strict=True):
-            here = column[start : start + size]
-            here[:] = np.asarray(rows)[: len(here)]
+        i, [rows] = running.popleft()
+        here = found[start[i] : start[i + 1]]
+        here[:] = np.asarray(rows)[: len(here)]
 
-    for i in range(-(-count // size)):
-        running.append((i * size, _block(family, last, i)))
+    for i in range(len(start) - 1):
+        running.append((i, _block(family, last, i)))
         del family.made[last][i]
         if len(running) > AHEAD:
             fetch()
     while running:
         fetch()
-    slope, intercept = np.swapaxes(found[0], 1, 2), found[1]
+    slope, intercept = np.swapaxes(found[:, :k], 1, 2), found[:, k]
     put(family.exactly, np.arange(count), slope, intercept)
     return slope, intercept
 
@@ -182,35 +202,53 @@ def put(
         slope[here], intercept[here] = known.slope[there], known.intercept[there]
 
 
+def _runs(family: Family, level: int) -> Runs:
+    """The blocks of a generation."""
+    if level not in family.runs:
+        parent, size = family.generations[level].parent, family.size
+        above = _runs(family, level - 1).start if level else np.arange(2)
+        first = np.searchsorted(parent, above)
+        count = -(-np.diff(first) // size)
+        block, place = ragged(count)
+        start = np.append(first[:-1].take(block) + size * place, len(parent))
+        family.runs[level] = Runs(start, block)
+    return family.runs[level]
+
+
 def _block(family: Family, level: int, i: int) -> Any:
     """The maps that a level makes on a block of its cells.
 
-    The parents of a block lie in one block or two that follow each other, which are made when they
-    are needed and kept until the next are.
+    The block of their parents is made when it is needed and kept until the next one is.
     """
     made, size, net = family.made[level], family.size, family.ledger.net
     if i not in made:
-        part = slice(i * size, (i + 1) * size)
+        start, above = _runs(family, level)
+        part, j = slice(start[i], start[i + 1]), int(above[i])
         u, parents = (column[part] for column in family.generations[level])
-        near, far = int(parents[0]) // size, int(parents[-1]) // size
-        known = [_block(family, level - 1, j) if level else _origin(family) for j in (near, far)]
-        for j in [j for j in family.made[level - 1] if j < near]:
-            del family.made[level - 1][j]
+        known, first = [], 0
+        if level == 0:
+            known = _origin(family)
+        else:
+            known, first = _block(family, level - 1, j), _runs(family, level - 1).start[j]
+            for old in [b for b in family.made[level - 1] if b < j]:
+                del family.made[level - 1][old]
         before = family.generations[max(level - 1, 0)].u.take(parents, axis=0)
-        rows = parents - near * size, u - before, u
+        rows = parents - first, u - before, u
         if len(u) < size:
             rows = tuple(np.resize(r, (size, *r.shape[1:])) for r in rows)
         with jax.enable_x64(True):
             prepared = prepare(net)
-            run = compiled(_rows_level, prepared.structure, static=(6,))
-            made[i] = run(prepared, *known, *rows, level)
+            run = compiled(_rows_level, prepared.structure, static=(5,))
+            made[i] = run(prepared, known, *rows, level)
     return made[i]
 
 
-def _origin(family: Family) -> list[tuple[np.ndarray, np.ndarray]]:
+def _origin(family: Family) -> list[tuple[Any, np.ndarray]]:
     """The input's map: the directions of the window, and its centre."""
     ledger, u, size = family.ledger, family.generations[0].u, family.size
     x, _ = lift(ledger.frame, ledger.vertices.rows(slice(0, 1))._replace(u=u))
-    basis = ledger.frame.basis
-    axes = np.eye(u.shape[1]) if basis is None else basis.reshape(-1, u.shape[1]).T
-    return [(np.resize(axes, (size, *axes.shape)), np.resize(x, (size, x.shape[1])))]
+    basis, k = ledger.frame.basis, u.shape[1]
+    axes = np.eye(k) if basis is None else basis.reshape(-1, k).T
+    slopes = np.resize(axes, (size, *axes.shape))
+    centre = np.resize(x, (size, x.shape[1]))
+    return [([*np.moveaxis(slopes, 1, 0)] if k <= APART else slopes, centre)]

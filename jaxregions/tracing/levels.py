@@ -64,6 +64,17 @@ def _own(slot: Slot) -> int:
     return slot.depth + (slot.bent or slot.comparison is not None)
 
 
+def _chosen(a: Any, b: Any, first: Any) -> list[Any]:
+    return [jnp.where(first & (b == b), a, b)]  # keeps NaN
+
+
+# Derivatives of jnp.maximum split ties, for which XLA divides; on a cell two that tie are the same.
+_CHOSEN = {
+    "max": lambda a, b: _chosen(a, b, ~(a < b)),
+    "min": lambda a, b: _chosen(a, b, ~(a > b)),
+}
+
+
 def level_values(prepared: Prepared, level: int, known: list[Any]) -> list[Any]:
     """What a level makes of the values it knows, in float64, without bounds.
 
@@ -76,7 +87,8 @@ def level_values(prepared: Prepared, level: int, known: list[Any]) -> list[Any]:
         step, constants = program.steps[i], prepared.constants[i]
         pairs = zip(step.inputs, constants, strict=True)
         parts = [env[o.index] if is_slot(o) else c.value for o, c in pairs]
-        env.update(zip(step.outputs, step.function(*parts), strict=True))
+        chosen = _CHOSEN.get(step.name, lambda *p, f=step.function: f(*p))
+        env.update(zip(step.outputs, chosen(*parts), strict=True))
     if level < len(net.stages):
         return [env[s.index] for s in here.made]
     values = [env[o.index] if is_slot(o) else o for o in program.outputs]
