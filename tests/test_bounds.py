@@ -220,6 +220,18 @@ def test_cancelling_biases():
     check(jr.trace(f, np.zeros(3)), RNG(11).normal(size=(6, 3)))
 
 
+def test_norms_of_what_is_put_together():
+    # A product with many columns sees the errors of both parts through their norms alone.
+    rng = RNG(17)
+    small, large, last = (rng.normal(size=s) for s in ((3, 8), (3, 8), (16, 4)))
+
+    def f(x):
+        return jax.nn.relu(jnp.concatenate([x @ small * 1e-3, x @ large]) @ last)
+
+    check(jr.trace(f, np.zeros(3)), rng.normal(size=(4, 3)), 1e-3, (1.0, -1.0))
+    check(jr.trace(f, np.zeros(3)), rng.normal(size=(4, 3)), 1e-3, rng.choice([-1, 1], (6, 3)))
+
+
 def test_units_behind_dead_units_are_exact_zeros():
     rng = RNG(12)
     kernels = [rng.normal(size=(4, 4)) for _ in range(3)]

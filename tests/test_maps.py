@@ -54,9 +54,16 @@ def assert_maps(f, window):
 @pytest.mark.slow
 @pytest.mark.parametrize("early", [0, maps.EARLY])
 def test_maps_are_the_derivatives_at_the_witnesses(monkeypatch, early):
-    monkeypatch.setattr(maps, "ROWS", (8, 16))  # parents in two blocks
+    monkeypatch.setattr(maps, "ROWS", (8, 16))  # blocks that end within others
     monkeypatch.setattr(maps, "EARLY", early)  # made when they are needed, or before
     assert assert_maps(residual, jr.Window(np.array([0.1, 0.2, -0.1]), 0.8, basis=BASIS)) > 64
+
+
+def test_maps_through_minima_and_maxima_of_constants():
+    def f(x):
+        return W[2] @ jnp.minimum(jnp.maximum(W[1] @ jnp.minimum(W[0] @ x, 0.4), -0.3), 0.2)
+
+    assert assert_maps(f, jr.Window(np.array([0.1, 0.2, -0.1]), 0.8, basis=BASIS)) > 30
 
 
 @pytest.mark.slow
