@@ -198,10 +198,12 @@ def test_numbers_at_the_ends_of_the_range(size):
     points = RNG(7).choice([-1.5, 0.0, 1.0, 2.0], size=(6, 3)) * size
     for bias in (0.0, size):
         net = jr.trace(mlp(jax.nn.relu, (3, 8, 8, 2), bias=bias), np.zeros(3))
-        values, radii, *_ = bounded(net, points)
-        for x, value, radius in zip(points, values, radii, strict=True):
-            for v, r, e in zip(value.tolist(), radius.tolist(), exact(net, x), strict=True):
-                assert not r < np.inf or abs(Fraction(v) - e) <= Fraction(r)
+        values, tight, loose, largest = bounded(net, points)
+        assert not (largest < loose).any()
+        for radii in (tight, loose):
+            for x, value, radius in zip(points, values, radii, strict=True):
+                for v, r, e in zip(value.tolist(), radius.tolist(), exact(net, x), strict=True):
+                    assert not r < np.inf or abs(Fraction(v) - e) <= Fraction(r)
 
 
 def test_subnormal_weights():

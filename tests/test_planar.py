@@ -64,6 +64,12 @@ def test_degenerate_integer_networks_are_counted_exactly(sizes, hows):
     assert_exact(layers, windows, hits=not any(isinstance(h, int) for h in hows))
 
 
+def test_vertices_looked_at_twice_keep_their_signs(monkeypatch):
+    monkeypatch.setattr("jaxregions.engines.signs.FEW", 0)
+    sizes, hows = INTEGER_CASES[0]
+    assert_exact(integer_layers(1, sizes, hows), integer_windows(1, 16, sizes[0], 2))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_many_degenerate_integer_networks_are_counted_exactly(seed):

@@ -34,7 +34,6 @@ __all__ = [
     "some_maps",
 ]
 
-
 APART = 3  # directions that are differentiated one by one
 
 
@@ -225,13 +224,10 @@ def _block(family: Family, level: int, i: int) -> Any:
         start, above = _runs(family, level)
         part, j = slice(start[i], start[i + 1]), int(above[i])
         u, parents = (column[part] for column in family.generations[level])
-        known, first = [], 0
-        if level == 0:
-            known = _origin(family)
-        else:
-            known, first = _block(family, level - 1, j), _runs(family, level - 1).start[j]
-            for old in [b for b in family.made[level - 1] if b < j]:
-                del family.made[level - 1][old]
+        known = _block(family, level - 1, j) if level else _origin(family)
+        first = _runs(family, level - 1).start[j] if level else 0
+        for old in [b for b in family.made[level - 1] if b < j]:
+            del family.made[level - 1][old]
         before = family.generations[max(level - 1, 0)].u.take(parents, axis=0)
         rows = parents - first, u - before, u
         if len(u) < size:
