@@ -73,6 +73,16 @@ def test_maps_of_other_dimensions(k):
     assert assert_maps(residual, jr.Window(np.zeros(3), 0.5, basis=basis)) > 3
 
 
+def test_maps_in_more_directions_than_are_taken_apart():
+    rng = np.random.default_rng(2)
+    first, second, basis = (rng.normal(size=s) for s in ((4, 5), (3, 4), (5, maps.APART + 1)))
+
+    def f(x):
+        return jax.nn.relu(second @ jax.nn.relu(first @ x) + 0.1)
+
+    assert assert_maps(f, jr.Window(np.full(5, 0.1), 0.3, basis=basis)) > 8
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("f", [lambda x: x[:2], lambda x: jax.nn.relu(x) * 0.0 + 1.0])
 def test_functions_that_need_no_step(f):
